@@ -1,0 +1,1 @@
+"""What is learned from sample data: activation ranges, sensitivity, pruning budgets."""

@@ -1,0 +1,1 @@
+"""The compiler: plan, trace, compose ONNX segments, write and check a bundle."""

@@ -1,0 +1,1 @@
+"""The network in PyTorch and what is done to it before export."""

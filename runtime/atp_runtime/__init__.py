@@ -1,0 +1,1 @@
+"""The on-device runtime: reads a bundle, prunes visual tokens between engine segments, answers."""

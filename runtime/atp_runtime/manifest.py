@@ -1,0 +1,290 @@
+"""The bundle's manifest: the one thing that export and runtime share.
+
+`manifest.json` is the JSON form of `Manifest`. Export writes it last, so a directory
+without one is not a bundle. Every dimension that changes between calls is a named axis:
+
+* `tokens`: N, the tokens entering a segment
+* `kept`: N', the tokens that stay after the gather at the segment's entry
+* `past`: P, the tokens whose keys and values the segment's cache holds
+* `rows`: T, the text tokens whose attention the scorer averages
+* `images`: the images of one call of the vision stage
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from atp_runtime.errors import InputError
+from atp_runtime.schema import from_json, to_json
+
+FORMAT = "atp-bundle"
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_REBUILD = "export the bundle again with atp-export."
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named input or output; a string in `shape` is an axis of `Manifest.axes`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class AxisRange:
+    """The lengths an axis may take; `typical` is what engines are tuned for."""
+
+    minimum: int
+    typical: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.minimum <= self.typical <= self.maximum:
+            raise ValueError(f"not a range: {self.minimum} <= {self.typical} <= {self.maximum}")
+
+
+@dataclass(frozen=True)
+class PruningPoint:
+    """What happens between a segment and the next one.
+
+    Attributes:
+        before_layer: The decoder layer (0-indexed) that pruned tokens no longer enter.
+        rule: Name of the selection rule, see `atp_runtime.selection`.
+        parameters: The rule's numbers, by name.
+        weights: Prefix of the point's tensors in `Manifest.pruning_weights`, or None.
+    """
+
+    before_layer: int
+    rule: str
+    parameters: Mapping[str, Any]
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One graph: `vision`, `segment_0` ... or `head`.
+
+    Attributes:
+        name: Unique in the bundle.
+        kind: "vision", "segment" or "head".
+        graph: The ONNX file, relative to the bundle.
+        data: Files with its weights, relative to the bundle.
+        inputs: In the graph's order.
+        outputs: In the graph's order.
+        layers: First and one past the last decoder layer of a segment; (0, 0) elsewhere.
+        pruning: What follows a segment that ends at a pruning point.
+    """
+
+    name: str
+    kind: str
+    graph: str
+    data: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: tuple[int, int] = (0, 0)
+    pruning: PruningPoint | None = None
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """The decoder's dimensions."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    max_positions: int
+
+
+@dataclass(frozen=True)
+class VisionModel:
+    """What the vision stage takes and how its features lie on the photo.
+
+    Attributes:
+        image_size: Height and width of `pixel_values` in pixels.
+        grid: Rows and columns of patches.
+        tokens: Image features per image, in the order [prefix, grid row by row].
+        prefix_tokens: Features before the grid (a class token), which have no place on it.
+        skipped_patches: Patches missing at the grid's beginning.
+        image_token_id: The prompt's placeholder that features replace.
+    """
+
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+    tokens: int
+    prefix_tokens: int
+    skipped_patches: int
+    image_token_id: int
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The token embedding table, a `.npy` file of shape [vocabulary, hidden]."""
+
+    file: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the bundle comes from."""
+
+    model: str
+    checkpoint_fingerprint: str
+    command: str
+    packages: Mapping[str, str]
+    notice: str | None = None
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file of the bundle must be: its size in bytes and its SHA-256 in hex."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole bundle. Paths are relative to its directory, with forward slashes."""
+
+    format: str
+    schema_version: int
+    precision: str
+    dialect: str
+    opset: int
+    text: TextModel
+    vision: VisionModel
+    embedding: Embedding
+    axes: Mapping[str, AxisRange]
+    stages: tuple[Stage, ...]
+    processor: str
+    pruning_weights: str | None
+    provenance: Provenance
+    files: Mapping[str, FileRecord]
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name.
+
+        Raises:
+            InputError: The bundle has no such stage.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        names = ", ".join(stage.name for stage in self.stages)
+        raise InputError(f"no stage {name!r}", why=f"the bundle has {names}.", fix=_REBUILD)
+
+    @property
+    def segments(self) -> tuple[Stage, ...]:
+        """The decoder's segments, in the order they run."""
+        return tuple(stage for stage in self.stages if stage.kind == "segment")
+
+
+def cache_names(layer: int) -> tuple[str, str, str, str]:
+    """Names of a layer's past key, past value, new key and new value, by global index."""
+    past, present = f"past_key_values.{layer}", f"present.{layer}"
+    return f"{past}.key", f"{past}.value", f"{present}.key", f"{present}.value"
+
+
+def dump_manifest(manifest: Manifest) -> str:
+    """The text of `manifest.json`."""
+    return json.dumps(to_json(manifest), indent=2) + "\n"
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Reads and checks `manifest.json` of a bundle directory.
+
+    Raises:
+        InputError: There is none, it is not JSON, its schema is newer or malformed, a path
+            leaves the bundle, or its parts contradict each other.
+    """
+    path = bundle / MANIFEST_NAME
+    if not path.is_file():
+        raise InputError(
+            f"{bundle}: no {MANIFEST_NAME}",
+            why="export writes it last, so this is no bundle or an unfinished one.",
+            fix="run atp-export with the same arguments again; it resumes where it stopped.",
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: {error}", why="it is not JSON.", fix=_REBUILD) from error
+    _check_version(value, path)
+    manifest = from_json(Manifest, value, source=str(path), fix=_REBUILD)
+    _check_paths(manifest, path)
+    _check_segments(manifest, path)
+    return manifest
+
+
+def _check_version(value: Any, path: Path) -> None:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: not a manifest of an {FORMAT}",
+            why=f"its `format` field must be {FORMAT!r}.",
+            fix="point to the directory that atp-export wrote.",
+        )
+    version = value.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema version {version!r}",
+            why=f"this runtime reads version {SCHEMA_VERSION}.",
+            fix="install the atp-llava that wrote the bundle, or export it again.",
+        )
+
+
+def _check_paths(manifest: Manifest, path: Path) -> None:
+    referred = [manifest.embedding.file, *manifest.files]
+    referred += [manifest.pruning_weights] if manifest.pruning_weights else []
+    for stage in manifest.stages:
+        referred += [stage.graph, *stage.data]
+    for name in [*referred, manifest.processor]:
+        parts = PurePosixPath(name).parts
+        unsafe = not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name
+        if unsafe:
+            raise InputError(
+                f"{path}: path {name!r}",
+                why="a manifest may only name files inside its bundle.",
+                fix=f"do not use this bundle; {_REBUILD}",
+            )
+    missing = sorted(set(referred) - set(manifest.files))
+    if missing:
+        raise InputError(
+            f"{path}: {missing[0]!r} has no entry in `files`",
+            why="a file without a recorded hash cannot be trusted.",
+            fix=_REBUILD,
+        )
+
+
+def _check_segments(manifest: Manifest, path: Path) -> None:
+    expected = 0
+    for stage in manifest.segments:
+        first, last = stage.layers
+        if first != expected or last <= first:
+            raise InputError(
+                f"{path}: {stage.name} covers layers {first} to {last}",
+                why=f"segments must follow one another; layer {expected} is next.",
+                fix=_REBUILD,
+            )
+        if stage.pruning and stage.pruning.before_layer != last:
+            raise InputError(
+                f"{path}: {stage.name} prunes before layer {stage.pruning.before_layer}",
+                why=f"the segment ends at layer {last}.",
+                fix=_REBUILD,
+            )
+        expected = last
+    if expected != manifest.text.layers:
+        raise InputError(
+            f"{path}: segments end at layer {expected}",
+            why=f"the model has {manifest.text.layers} layers.",
+            fix=_REBUILD,
+        )
