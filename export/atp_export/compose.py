@@ -70,6 +70,11 @@ class StageGraph:
     outputs: tuple[TensorSpec, ...]
     weights: tuple[StageWeight, ...]
 
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return str(self.model.graph.name)
+
 
 class StageComposer:
     """Makes the stages of one model in one dialect and precision; traces each piece once."""

@@ -80,14 +80,17 @@ def trace(
 
     Args:
         name: The function's name.
-        build: Makes the module; called under fake tensors.
+        build: Makes the module; called on the meta device.
         arguments: The activations.
         outputs: Names for what the module returns.
         dtype: Of the module's parameters.
         opset: The ONNX operator set to write.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
+    # Built on the meta device, because constructors may read values that fake tensors lack.
+    with torch.device("meta"), _default_dtype(dtype):
         module = build().eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _make_fake(module)
         example = tuple(_example(argument) for argument in arguments)
     _restore_index_buffers(module)
     dynamic = tuple(
@@ -121,6 +124,16 @@ EXAMPLE_SIZES = {"tokens": 11, "kept": 7, "past": 5, "key": 12, "rows": 3, "imag
 def _example(argument: Argument) -> torch.Tensor:
     shape = [EXAMPLE_SIZES[size] if isinstance(size, str) else size for size in argument.shape]
     return torch.zeros(shape, dtype=argument.dtype)
+
+
+def _make_fake(module: nn.Module) -> None:
+    """Moves meta tensors to the CPU as fake tensors: still no memory, but a device to trace on."""
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+            setattr(owner, name, nn.Parameter(fake, requires_grad=False))
+        for name, buffer in owner.named_buffers(recurse=False):
+            setattr(owner, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def _restore_index_buffers(module: nn.Module) -> None:

@@ -6,13 +6,15 @@ Peak memory is two tensors: one being read and converted while the one before is
 from __future__ import annotations
 
 import hashlib
+import io
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -77,6 +79,8 @@ def write_weights(
     placements: Sequence[Placement],
     read: Callable[[StageWeight], torch.Tensor],
     advance: Callable[[int], None],
+    *,
+    header: bytes = b"",
 ) -> FileRecord:
     """Writes a data file and returns its size and hash.
 
@@ -85,12 +89,13 @@ def write_weights(
         placements: In ascending order of offset.
         read: Delivers a weight as the graph uses it.
         advance: Called with the number of bytes that were written.
+        header: Bytes before the first weight.
 
     Raises:
         OSError: The disk is full or the file cannot be written.
         CheckFailedError: See `TensorSource.read`.
     """
-    with path.open("wb") as file, _BackgroundWriter(file, advance) as writer:
+    with path.open("wb") as file, _BackgroundWriter(file, advance, header) as writer:
         for placement in placements:
             writer.put(placement.offset, read(placement.weight))
     return writer.record()
@@ -99,7 +104,7 @@ def write_weights(
 class _BackgroundWriter:
     """Writes and hashes in a thread: both let the reading thread run."""
 
-    def __init__(self, file: BinaryIO, advance: Callable[[int], None]) -> None:
+    def __init__(self, file: BinaryIO, advance: Callable[[int], None], header: bytes) -> None:
         self._file = file
         self._advance = advance
         self._digest = hashlib.sha256()
@@ -107,6 +112,7 @@ class _BackgroundWriter:
         self._error: BaseException | None = None
         self._queue: queue.Queue[tuple[int, torch.Tensor] | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._emit(memoryview(header))
 
     def __enter__(self) -> _BackgroundWriter:
         self._thread.start()
@@ -149,6 +155,14 @@ class _BackgroundWriter:
         self._digest.update(block)
         self._position += len(block)
         self._advance(len(block))
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What stands before the bytes of an array in a `.npy` file; a multiple of 64 bytes."""
+    stream = io.BytesIO()
+    description = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, description)
+    return stream.getvalue()
 
 
 def attach(graph: StageGraph, locations: Sequence[tuple[str, int]]) -> ir.Model:

@@ -1,0 +1,151 @@
+"""How many bytes a plan writes and needs: on disk, while exporting, building and running.
+
+Predictions are arithmetic on shapes. The constants are stated where they stand; none was
+measured on a Jetson.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atp_export.plan import ExportPlan, SegmentPlan
+from atp_models.architecture import ModelSpec
+
+# Python, torch, Transformers and the exporter, without any weight: measured on x86-64 Linux.
+EXPORTER_BYTES = 900 * 2**20
+# TensorRT's documentation and field reports: building takes 3 to 4 times the parameter bytes.
+BUILD_FACTOR = 4
+# Python, NumPy, ONNX Runtime or TensorRT and its CUDA context, without any weight.
+RUNTIME_BYTES = 600 * 2**20
+# What the system keeps of a module's unified memory: kernel, services, no desktop.
+SYSTEM_BYTES = 1200 * 2**20
+
+
+@dataclass(frozen=True)
+class OrinModule:
+    """A Jetson module and its unified memory in bytes."""
+
+    name: str
+    memory: int
+
+
+ORIN_MODULES = (
+    OrinModule("Orin Nano 8GB", 8 * 2**30),
+    OrinModule("Orin NX 16GB", 16 * 2**30),
+    OrinModule("AGX Orin 32GB", 32 * 2**30),
+    OrinModule("AGX Orin 64GB", 64 * 2**30),
+)
+
+
+@dataclass(frozen=True)
+class StageFootprint:
+    """A stage's weights in bytes and, for a segment, its layers."""
+
+    name: str
+    layers: tuple[int, int] | None
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class ModuleFit:
+    """Whether a module can build the engines and run the bundle."""
+
+    module: str
+    builds: bool
+    runs: bool
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """All predictions, in bytes.
+
+    Attributes:
+        stages: In the order they run.
+        embedding_bytes: The token table; a tied head reads the same bytes.
+        cache_bytes_per_token: Keys and values of all layers for one token.
+        export_peak: Resident memory of `atp-export`, parity not included.
+        build_peak: Memory while the largest stage's engine is built.
+        run_peak: Weights, caches for one image and 1024 further tokens, activations, runtime.
+        fits: One verdict per Orin module.
+    """
+
+    stages: tuple[StageFootprint, ...]
+    embedding_bytes: int
+    cache_bytes_per_token: int
+    export_peak: int
+    build_peak: int
+    run_peak: int
+    fits: tuple[ModuleFit, ...]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all weights in the bundle."""
+        return self.embedding_bytes + sum(stage.weight_bytes for stage in self.stages)
+
+
+def predict_footprint(plan: ExportPlan) -> Footprint:
+    """Predicts bytes from the shapes of the checkpoint's tensors."""
+    spec, width = plan.spec, plan.dtype.itemsize
+    sizes = {name: _elements(shape) * width for name, shape in spec.tensor_shapes().items()}
+    stages = _stages(plan, sizes)
+    embedding = _sum(sizes, "model.language_model.embed_tokens.")
+    text = spec.text
+    cache = 2 * text.layers * text.kv_heads * text.head_dim * width
+    tokens = min(text.max_positions, spec.vision.tokens + 1024)
+    run = embedding + sum(stage.weight_bytes for stage in stages)
+    run += cache * tokens + _activation_bytes(spec, tokens, width) + RUNTIME_BYTES
+    build = BUILD_FACTOR * max(stage.weight_bytes for stage in stages) + RUNTIME_BYTES
+    # One tensor is being read and converted (twice its bytes at most in FP32) and one written.
+    export = EXPORTER_BYTES + 3 * max(_elements(s) for s in spec.tensor_shapes().values()) * 4
+    return Footprint(
+        stages=stages,
+        embedding_bytes=embedding,
+        cache_bytes_per_token=cache,
+        export_peak=export,
+        build_peak=build,
+        run_peak=run,
+        fits=tuple(_fit(module, build, run) for module in ORIN_MODULES),
+    )
+
+
+def _stages(plan: ExportPlan, sizes: dict[str, int]) -> tuple[StageFootprint, ...]:
+    vision = _sum(sizes, "model.vision_tower.", "model.multi_modal_projector.")
+    head = _sum(sizes, "model.language_model.norm.", "lm_head.")
+    segments = (
+        StageFootprint(segment.name, (segment.first, segment.last), _segment_bytes(segment, sizes))
+        for segment in plan.segments
+    )
+    return (
+        StageFootprint("vision", None, vision),
+        *segments,
+        StageFootprint("head", None, head),
+    )
+
+
+def _segment_bytes(segment: SegmentPlan, sizes: dict[str, int]) -> int:
+    layers = range(segment.first, segment.last)
+    return sum(_sum(sizes, f"model.language_model.layers.{layer}.") for layer in layers)
+
+
+def _sum(sizes: dict[str, int], *prefixes: str) -> int:
+    return sum(size for name, size in sizes.items() if name.startswith(prefixes))
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _activation_bytes(spec: ModelSpec, tokens: int, width: int) -> int:
+    """The widest moment of a decoder layer: attention scores and the feed-forward's products."""
+    text = spec.text
+    scores = text.heads * tokens * tokens * 4
+    feed_forward = 3 * tokens * text.intermediate * width
+    return 2 * scores + feed_forward + 4 * tokens * text.hidden * width
+
+
+def _fit(module: OrinModule, build: int, run: int) -> ModuleFit:
+    usable = module.memory - SYSTEM_BYTES
+    return ModuleFit(module.name, builds=build <= usable, runs=run <= usable)

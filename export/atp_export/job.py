@@ -1,0 +1,138 @@
+"""From a checkpoint directory and options to a job: everything that decides a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from atp_export.plan import ExportPlan, make_plan, plan_summary
+from atp_export.versions import package_versions
+from atp_export.workspace import work_key
+from atp_models.architecture import read_architecture
+from atp_models.atp import FILE_NAME as MODULES_NAME
+from atp_models.atp import AtpModules
+from atp_models.checkpoint import Checkpoint, check_tensors
+from atp_models.pruning_config import PruningConfig, default_layers, read_pruning_config
+from atp_runtime.errors import InputError
+
+UNTRAINED_NOTICE = (
+    "The pruning modules are untrained: the checkpoint has no "
+    f"{MODULES_NAME}, so thresholds are starting values and the answers of no known quality."
+)
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What to export where.
+
+    Attributes:
+        checkpoint: Opened and checked.
+        plan: The decisions.
+        bundle: The directory to make.
+        command: The command line, for the provenance.
+        modules: The ATP modules of the plan's pruning points, or None if it has none.
+        notice: What must be said with every answer, or None.
+    """
+
+    checkpoint: Checkpoint
+    plan: ExportPlan
+    bundle: Path
+    command: str
+    modules: AtpModules | None = None
+    notice: str | None = None
+
+    def key(self) -> str:
+        """Equal keys give equal bundles."""
+        return work_key(self.checkpoint.fingerprint(), plan_summary(self.plan), package_versions())
+
+
+def prepare_job(
+    checkpoint_path: Path,
+    bundle: Path,
+    *,
+    precision: str,
+    dialect: str,
+    prune_at: Sequence[int] | None,
+    dense: bool,
+    max_tokens: int | None = None,
+    command: str = "",
+) -> ExportJob:
+    """Opens and checks a checkpoint and decides the plan.
+
+    Args:
+        checkpoint_path: A Hugging Face LLaVA directory.
+        bundle: The directory to make.
+        precision: "fp32" or "fp16".
+        dialect: "portable" or "native".
+        prune_at: Layers before which visual tokens are dropped; None takes those of the
+            checkpoint's `pruning_config.json`, else the paper's fractions of the depth.
+        dense: One segment and no pruning.
+        max_tokens: Longest sequence; None is the model's own limit.
+        command: The command line, for the provenance.
+
+    Raises:
+        InputError: The checkpoint cannot be used, or the options contradict it.
+    """
+    checkpoint = Checkpoint.open(checkpoint_path)
+    spec = read_architecture(checkpoint)
+    check_tensors(checkpoint, spec)
+    config = None if dense else _pruning_config(checkpoint_path, prune_at, spec.text.layers)
+    plan = make_plan(
+        spec,
+        config,
+        precision=precision,
+        dialect=dialect,
+        cut_at=config.layers if config else (),
+        max_tokens=max_tokens,
+    )
+    modules, notice = _modules(checkpoint_path, config)
+    notices = [text for text in (_card_notice(checkpoint_path), notice) if text]
+    return ExportJob(checkpoint, plan, bundle, command, modules, " ".join(notices) or None)
+
+
+def _pruning_config(
+    checkpoint: Path, prune_at: Sequence[int] | None, depth: int
+) -> PruningConfig | None:
+    stored = read_pruning_config(checkpoint)
+    if prune_at is None:
+        config = stored or PruningConfig(layers=default_layers(depth))
+        return config if config.layers else None
+    layers = tuple(prune_at)
+    trained = stored is not None and (checkpoint / MODULES_NAME).is_file()
+    if stored is not None and trained and layers != stored.layers:
+        raise InputError(
+            f"--prune-at {','.join(map(str, layers))}",
+            why=f"the modules of {checkpoint} were trained before layers "
+            f"{', '.join(map(str, stored.layers))}.",
+            fix="leave --prune-at away, or train modules for these layers.",
+        )
+    try:
+        return replace(stored, layers=layers) if stored else PruningConfig(layers=layers)
+    except ValueError as error:
+        raise InputError(
+            f"--prune-at {','.join(map(str, layers))}: {error}",
+            why="each pruning point needs a layer before it and one after it.",
+            fix=f"name layers between 1 and {depth - 1}, each once, in rising order.",
+        ) from error
+
+
+def _modules(
+    checkpoint: Path, config: PruningConfig | None
+) -> tuple[AtpModules | None, str | None]:
+    if config is None:
+        return None, None
+    path = checkpoint / MODULES_NAME
+    if path.is_file():
+        return AtpModules.load(path, config), None
+    return AtpModules(config).initialise(), UNTRAINED_NOTICE
+
+
+def _card_notice(checkpoint: Path) -> str | None:
+    """What the card of an assembled checkpoint wants said with every answer."""
+    card = checkpoint / "demo_card.json"
+    if not card.is_file():
+        return None
+    notice = json.loads(card.read_text(encoding="utf-8")).get("notice")
+    return str(notice) if notice else None

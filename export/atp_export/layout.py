@@ -1,0 +1,23 @@
+"""Where the files of a bundle lie, relative to its directory."""
+
+from __future__ import annotations
+
+GRAPH_DIRECTORY = "onnx"
+# Beside the graphs, because a tied LM head refers to it and ONNX Runtime follows no path that
+# leaves the graph's directory.
+EMBEDDING_FILE = f"{GRAPH_DIRECTORY}/embed_tokens.npy"
+EMBEDDING_SOURCE = "model.language_model.embed_tokens.weight"
+PROCESSOR_DIRECTORY = "processor"
+PRUNING_FILE = "pruning/atp_modules.safetensors"
+PARITY_REPORT = "reports/parity.json"
+EXPORT_REPORT = "reports/export.json"
+
+
+def graph_file(stage: str) -> str:
+    """The ONNX file of a stage."""
+    return f"{GRAPH_DIRECTORY}/{stage}.onnx"
+
+
+def data_file(stage: str) -> str:
+    """The weights of a stage."""
+    return f"{GRAPH_DIRECTORY}/{stage}.data"

@@ -1,0 +1,81 @@
+"""Puts the finished steps of a bundle together into its manifest."""
+
+from __future__ import annotations
+
+from atp_export.graphs.dialects import DIALECTS
+from atp_export.job import ExportJob
+from atp_export.layout import EMBEDDING_FILE, PROCESSOR_DIRECTORY, PRUNING_FILE
+from atp_export.plan import DTYPE_NAMES
+from atp_export.versions import package_versions
+from atp_export.workspace import Workspace, write_atomically
+from atp_models.architecture import TextSpec, VisionSpec
+from atp_runtime.manifest import (
+    FORMAT,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Embedding,
+    FileRecord,
+    Manifest,
+    Provenance,
+    TextModel,
+    VisionModel,
+    dump_manifest,
+)
+
+
+def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
+    """Writes `manifest.json` from the finished steps."""
+    spec = job.plan.spec
+    files: dict[str, FileRecord] = {}
+    for step in workspace.steps.values():
+        files.update(step.files)
+    stages = [step.stage for step in workspace.steps.values() if step.stage is not None]
+    order = ["vision", *(segment.name for segment in job.plan.segments), "head"]
+    manifest = Manifest(
+        format=FORMAT,
+        schema_version=SCHEMA_VERSION,
+        precision=job.plan.precision,
+        dialect=job.plan.dialect,
+        opset=DIALECTS[job.plan.dialect].opset,
+        text=_text_model(spec.text),
+        vision=_vision_model(spec.vision, spec.image_token_id),
+        embedding=Embedding(EMBEDDING_FILE, DTYPE_NAMES[job.plan.dtype]),
+        axes=job.plan.axes,
+        stages=tuple(sorted(stages, key=lambda stage: order.index(stage.name))),
+        processor=PROCESSOR_DIRECTORY,
+        pruning_weights=PRUNING_FILE if PRUNING_FILE in files else None,
+        provenance=Provenance(
+            model=job.checkpoint.path.resolve().name,
+            checkpoint_fingerprint=job.checkpoint.fingerprint(),
+            command=job.command,
+            packages=package_versions(),
+            notice=job.notice,
+        ),
+        files=files,
+    )
+    write_atomically(workspace.root / MANIFEST_NAME, dump_manifest(manifest))
+    return manifest
+
+
+def _text_model(spec: TextSpec) -> TextModel:
+    return TextModel(
+        layers=spec.layers,
+        hidden=spec.hidden,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        intermediate=spec.intermediate,
+        vocabulary=spec.vocabulary,
+        max_positions=spec.max_positions,
+    )
+
+
+def _vision_model(spec: VisionSpec, image_token_id: int) -> VisionModel:
+    return VisionModel(
+        image_size=spec.image_size,
+        grid=spec.grid,
+        tokens=spec.tokens,
+        prefix_tokens=spec.prefix_tokens,
+        skipped_patches=spec.skipped_patches,
+        image_token_id=image_token_id,
+    )

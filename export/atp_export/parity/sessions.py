@@ -1,0 +1,54 @@
+"""Runs a probed graph of a bundle with ONNX Runtime, its weights mapped from the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_ONLY_FATAL = 4
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+}
+
+
+class GraphSession:
+    """A graph, ready to run.
+
+    Args:
+        model: Its weights are in files of `folder`.
+        folder: Where the stages of the bundle are.
+    """
+
+    def __init__(self, model: ir.Model, folder: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ONLY_FATAL
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._session = onnxruntime.InferenceSession(
+            ir.serde.serialize_model(model).SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Outputs by name; inputs are taken by name and rounded to the graph's dtype."""
+        feeds = {
+            node.name: np.ascontiguousarray(inputs[node.name], dtype=_DTYPES[node.type])
+            for node in self._session.get_inputs()
+        }
+        names = [node.name for node in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, feeds), strict=True))

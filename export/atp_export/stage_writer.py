@@ -1,0 +1,143 @@
+"""Writes the steps of a bundle into its workspace, one file after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from atp_export.compose import StageComposer, StageGraph, StageWeight
+from atp_export.job import ExportJob
+from atp_export.layout import (
+    EMBEDDING_FILE,
+    EMBEDDING_SOURCE,
+    GRAPH_DIRECTORY,
+    PROCESSOR_DIRECTORY,
+    PRUNING_FILE,
+    data_file,
+    graph_file,
+)
+from atp_export.plan import DTYPE_NAMES, SegmentPlan
+from atp_export.processor_files import copy_processor_files
+from atp_export.progress import Reporter
+from atp_export.weights import (
+    Placement,
+    TensorSource,
+    attach,
+    npy_header,
+    place,
+    write_weights,
+)
+from atp_export.workspace import FinishedStep, Workspace, record_file
+from atp_runtime.manifest import FileRecord, PruningPoint, Stage
+
+
+@dataclass
+class StageWriter:
+    """Writes the steps of one bundle into its workspace, skipping those already there."""
+
+    job: ExportJob
+    workspace: Workspace
+    reporter: Reporter
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plan = self.job.plan
+        self.composer = StageComposer(plan.spec, dialect=plan.dialect, dtype=plan.dtype)
+        self.source = TensorSource(self.job.checkpoint, plan.spec)
+        (self.workspace.root / GRAPH_DIRECTORY).mkdir(exist_ok=True)
+
+    def write_all(self) -> None:
+        """Writes embedding, vision, segments, head and the small files."""
+        self._step("embedding", self._write_embedding)
+        self._step("vision", lambda: self._write_stage("vision", self.composer.vision()))
+        for segment in self.job.plan.segments:
+            self._step(segment.name, partial(self._write_segment, segment))
+        self._step("head", lambda: self._write_stage("head", self.composer.head()))
+        self._step("processor", self._write_processor)
+
+    def _write_segment(self, segment: SegmentPlan) -> FinishedStep:
+        layers = (segment.first, segment.last)
+        scored = segment.pruning is not None
+        graph = self.composer.segment(segment.name, *layers, scored=scored)
+        return self._write_stage(segment.name, graph, layers=layers, pruning=segment.pruning)
+
+    def _step(self, name: str, write: Callable[[], FinishedStep]) -> None:
+        if name in self.workspace.steps:
+            self.reporter.note(f"{name}: already there, kept")
+            return
+        start = time.perf_counter()
+        self.workspace.finish(name, write())
+        self.seconds[name] = time.perf_counter() - start
+
+    def _write_embedding(self) -> FinishedStep:
+        text, dtype = self.job.plan.spec.text, self.job.plan.dtype
+        shape = (text.vocabulary, text.hidden)
+        weight = StageWeight(EMBEDDING_SOURCE, EMBEDDING_SOURCE, shape, dtype, transposed=False)
+        header = npy_header(shape, np.dtype(DTYPE_NAMES[dtype]))
+        path = self.workspace.root / EMBEDDING_FILE
+        placements = [Placement(weight, len(header))]
+        with self.reporter.task("embedding", weight.nbytes) as advance:
+            record = write_weights(path, placements, self.source.read, advance, header=header)
+        return FinishedStep(None, {EMBEDDING_FILE: record})
+
+    def _write_stage(
+        self,
+        name: str,
+        graph: StageGraph,
+        *,
+        layers: tuple[int, int] = (0, 0),
+        pruning: PruningPoint | None = None,
+    ) -> FinishedStep:
+        own = [weight for weight in graph.weights if weight.source != EMBEDDING_SOURCE]
+        placements, total = place(own)
+        path = self.workspace.root / data_file(name)
+        with self.reporter.task(name, total) as advance:
+            files = {data_file(name): write_weights(path, placements, self.source.read, advance)}
+        if len(own) < len(graph.weights):
+            files[EMBEDDING_FILE] = self.workspace.steps["embedding"].files[EMBEDDING_FILE]
+        stage = Stage(
+            name=name,
+            kind="segment" if layers != (0, 0) else name,
+            graph=graph_file(name),
+            data=tuple(files),
+            inputs=graph.inputs,
+            outputs=graph.outputs,
+            layers=layers,
+            pruning=pruning,
+        )
+        files[stage.graph] = self._write_graph(stage.graph, graph, placements)
+        return FinishedStep(stage, files)
+
+    def _write_graph(
+        self, file: str, graph: StageGraph, placements: Sequence[Placement]
+    ) -> FileRecord:
+        data = Path(data_file(graph.name)).name
+        locations = {p.weight.name: (data, p.offset) for p in placements}
+        if len(locations) < len(graph.weights):
+            # A tied head reads the embedding's own file, behind its .npy header.
+            table = np.load(self.workspace.root / EMBEDDING_FILE, mmap_mode="r")
+            shared = (Path(EMBEDDING_FILE).name, int(table.offset))
+        else:
+            shared = ("", 0)
+        model = attach(graph, [locations.get(weight.name, shared) for weight in graph.weights])
+        path = self.workspace.root / file
+        path.write_bytes(ir.serde.serialize_model(model).SerializeToString())
+        onnx.checker.check_model(str(path))
+        return record_file(path)
+
+    def _write_processor(self) -> FinishedStep:
+        root = self.workspace.root
+        names = copy_processor_files(self.job.checkpoint.path, root / PROCESSOR_DIRECTORY)
+        paths = [f"{PROCESSOR_DIRECTORY}/{name}" for name in names]
+        if self.job.modules is not None:
+            (root / PRUNING_FILE).parent.mkdir(exist_ok=True)
+            self.job.modules.save(root / PRUNING_FILE)
+            paths.append(PRUNING_FILE)
+        return FinishedStep(None, {path: record_file(root / path) for path in paths})

@@ -1,0 +1,199 @@
+"""The interface between the runtime and a library that executes stage graphs.
+
+All shapes are known on the host before a stage runs, so inputs and outputs are device memory
+the caller owns: a stage reads and writes where it is told and allocates nothing that outlives
+the call. That is what lets keys and values be written in place and hidden states stay on the
+device from segment to segment.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from atp_runtime.bundle import Bundle
+from atp_runtime.manifest import Stage
+
+ALIGNMENT = 256
+"""Bytes. TensorRT takes no address that is less aligned; the CPU's vector loads want 64."""
+
+_ITEM_SIZES = {"float32": 4, "float16": 2, "int64": 8}
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one element.
+
+    Raises:
+        ValueError: `dtype` is not "float32", "float16" or "int64".
+    """
+    size = _ITEM_SIZES.get(dtype)
+    if size is None:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(_ITEM_SIZES)}")
+    return size
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceBuffer:
+    """A block of device memory.
+
+    Attributes:
+        address: Of its first byte, a multiple of `ALIGNMENT`, never null.
+        nbytes: Its size; may be 0.
+        memory: What the backend allocated; the block is freed with its last reference.
+    """
+
+    address: int
+    nbytes: int
+    memory: Any
+
+    def array(self, shape: tuple[int, ...], dtype: str, offset: int = 0) -> DeviceArray:
+        """The array of that shape, `offset` bytes into the block.
+
+        Raises:
+            ValueError: It would not lie inside the block.
+        """
+        size = math.prod(shape) * item_size(dtype)
+        if offset < 0 or offset + size > self.nbytes:
+            raise ValueError(f"{shape} {dtype} at {offset} is outside of {self.nbytes} bytes")
+        return DeviceArray(self.address + offset, shape, dtype, self)
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceArray:
+    """A dense array in device memory.
+
+    Attributes:
+        address: Of its first element, never null, also when it has no elements.
+        shape: As many lengths as axes.
+        dtype: "float32", "float16" or "int64".
+        owner: The block it lies in, kept alive by it.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+    owner: DeviceBuffer
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return math.prod(self.shape) * item_size(self.dtype)
+
+
+@dataclass
+class Traffic:
+    """What a backend has been asked to do so far.
+
+    Attributes:
+        host_to_device_bytes: Written by `Backend.write` and `Backend.upload`.
+        device_to_host_bytes: Read by `Backend.download`. Counted where host and device share
+            memory too, so that a run on the CPU shows what another device would have to move.
+        stage_calls: Runs of any stage.
+    """
+
+    host_to_device_bytes: int = 0
+    device_to_host_bytes: int = 0
+    stage_calls: int = 0
+
+
+class LoadedStage(ABC):
+    """A stage's graph, ready to run."""
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        """Runs the graph once; on return the outputs are written.
+
+        Preparing an array takes time, so a stage remembers the one it was last given for a
+        name: pass the same object as long as neither address nor shape change.
+
+        Args:
+            inputs: Every input of the stage, by name.
+            outputs: Every output of the stage, by name. None may overlap an input.
+
+        Raises:
+            InputError: The graph cannot take these shapes, or fails on them.
+            MachineError: The machine's memory does not suffice.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives the stage's weights and working memory back; it cannot run any more."""
+
+
+class Backend(ABC):
+    """Memory and stages of one device.
+
+    Attributes:
+        traffic: Counts of what happened since the backend was made.
+    """
+
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+
+    @abstractmethod
+    def allocate(self, nbytes: int) -> DeviceBuffer:
+        """Reserves device memory; its contents are arbitrary.
+
+        Raises:
+            MachineError: There is not enough.
+        """
+
+    @abstractmethod
+    def load(self, bundle: Bundle, stage: Stage) -> LoadedStage:
+        """Makes a stage of the bundle ready to run.
+
+        Raises:
+            InputError: The graph is damaged, contradicts the manifest or needs a newer library.
+            MachineError: The machine's memory does not suffice.
+        """
+
+    @abstractmethod
+    def copy(self, into: DeviceArray, source: DeviceArray) -> None:
+        """Copies within device memory; both have the same shape and dtype, and no overlap."""
+
+    def upload(self, array: npt.NDArray[Any]) -> DeviceArray:
+        """Copies a host array to new device memory.
+
+        Raises:
+            MachineError: There is not enough memory.
+        """
+        dtype = array.dtype.name
+        into = self.allocate(array.size * item_size(dtype)).array(array.shape, dtype)
+        self.write(into, array)
+        return into
+
+    def write(self, into: DeviceArray, array: npt.NDArray[Any]) -> None:
+        """Copies a host array over a device array of the same shape and dtype.
+
+        Raises:
+            ValueError: Shape or dtype differ.
+        """
+        if array.shape != into.shape or array.dtype.name != into.dtype:
+            given, wanted = (array.shape, array.dtype.name), (into.shape, into.dtype)
+            raise ValueError(f"cannot write {given} over {wanted}")
+        self.traffic.host_to_device_bytes += array.nbytes
+        self._write(into, array)
+
+    def download(self, array: DeviceArray) -> npt.NDArray[Any]:
+        """The contents, as a read-only host array.
+
+        Where host and device share memory it is a view of that memory: copy what is needed
+        after the device array is next written.
+        """
+        host = self._read(array)
+        self.traffic.device_to_host_bytes += host.nbytes
+        host.flags.writeable = False
+        return host
+
+    @abstractmethod
+    def _write(self, into: DeviceArray, array: npt.NDArray[Any]) -> None:
+        """`write` after its checks."""
+
+    @abstractmethod
+    def _read(self, array: DeviceArray) -> npt.NDArray[Any]:
+        """`download` before it is counted."""

@@ -1,0 +1,83 @@
+"""`atp-run`: ask a bundle about photos, on the device.
+
+NumPy and the backend are imported when the work begins, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from atp_runtime.cli.command import add_output_options, run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `atp-run`; returns the exit code."""
+    options = _parser().parse_args(arguments)
+
+    def work() -> int:
+        from atp_runtime.cli.run_work import answer, chat  # noqa: PLC0415 - see above
+
+        return chat(options) if options.chat else answer(options)
+
+    return run_command("atp-run", work, as_json=options.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="atp-run",
+        description="Answer a question about photos with a bundle that atp-export made.",
+        epilog="Exit codes: 0 done, 1 a check failed, 2 wrong input, 3 the machine lacks "
+        "something, 130 interrupted.",
+    )
+    parser.add_argument("bundle", type=Path, help="the directory that atp-export wrote")
+    parser.add_argument("question", nargs="?", help="what to ask; not with --chat")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PHOTO",
+        help="a photo the question is about; repeat for several",
+    )
+    parser.add_argument(
+        "--chat", action="store_true", help="read questions from standard input, one per line"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="the system prompt")
+    _add_generation(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument(
+        "--stats", action="store_true", help="print tokens kept, times, GFLOP/s, GB/s and memory"
+    )
+    parser.add_argument(
+        "--show-pruning",
+        type=Path,
+        metavar="OUT.png",
+        help="draw the photo once per pruning point, dropped patches dimmed",
+    )
+    add_output_options(parser)
+    return parser
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generation")
+    group.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    group.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)"
+    )
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="0 is all (default)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    group.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="ends the answer where it appears; repeat for several",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

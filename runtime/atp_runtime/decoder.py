@@ -1,0 +1,307 @@
+"""Runs the decoder segment by segment, asking between two of them which tokens go on.
+
+A pruned token is gone from the next segment on: the segment's first operation gathers those
+that stay. They keep their original positions, and positions go on counting where the unpruned
+sequence ends, in later turns and in decoding alike. So every segment's caches have a length of
+their own, while the position is one for all.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from atp_runtime.backends.base import Backend, DeviceArray, LoadedStage
+from atp_runtime.bundle import Bundle
+from atp_runtime.chunk import Chunk
+from atp_runtime.decoder_results import DecoderState, PointResult, PrefillResult, StageCall
+from atp_runtime.errors import InputError
+from atp_runtime.kv_cache import SegmentCache
+from atp_runtime.manifest import PruningPoint, Stage
+from atp_runtime.selection import (
+    FloatArray,
+    IndexArray,
+    Selection,
+    SelectTokens,
+    VisualTokens,
+)
+from atp_runtime.workspace import Scorer, Workspace
+
+
+@dataclass(frozen=True, eq=False)
+class _Segment:
+    number: int
+    stage: Stage
+    loaded: LoadedStage
+    cache: SegmentCache
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """Arrays of a decode step; only caches change from one step to the next."""
+
+    hidden: DeviceArray
+    position: DeviceArray
+    inputs: tuple[dict[str, DeviceArray], ...]
+    outputs: tuple[dict[str, DeviceArray], ...]
+    last: DeviceArray
+
+
+class SegmentedDecoder:
+    """The decoder of a bundle: its segments with their caches, and the head.
+
+    Args:
+        bundle: Where the graphs are.
+        backend: What runs them.
+        capacity: Positions a segment's caches have room for.
+
+    Raises:
+        InputError: A graph cannot be loaded.
+        MachineError: There is not enough memory.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, capacity: int) -> None:
+        manifest = bundle.manifest
+        self._text = manifest.text
+        self._backend = backend
+        self._dtype = manifest.stage("head").inputs[0].dtype
+        with ExitStack() as loaded:
+            segments = []
+            for number, stage in enumerate(manifest.segments):
+                cache = SegmentCache(backend, stage, manifest.text, capacity)
+                graph = backend.load(bundle, stage)
+                loaded.callback(graph.close)
+                segments.append(_Segment(number, stage, graph, cache))
+            self._head = backend.load(bundle, manifest.stage("head"))
+            loaded.callback(self._head.close)
+            self._loaded = loaded.pop_all()
+        self._segments = tuple(segments)
+        vocabulary = manifest.text.vocabulary
+        self._logits = backend.allocate(vocabulary * 4).array((1, vocabulary), "float32")
+        self._step = self._make_step()
+        self._space = self._workspace(1)
+        self._position = 0
+        self._calls: list[StageCall] = []
+
+    def __enter__(self) -> SegmentedDecoder:
+        """Returns itself; `close` is called at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the stages back; nothing can be run any more."""
+        self._loaded.close()
+
+    @property
+    def state(self) -> DecoderState:
+        """How far the conversation has come; `rewind` goes back to it."""
+        return DecoderState(self._position, tuple(s.cache.length for s in self._segments))
+
+    @property
+    def calls(self) -> tuple[StageCall, ...]:
+        """The runs of stages of the latest prefill or decode step."""
+        return tuple(self._calls)
+
+    def rewind(self, state: DecoderState) -> None:
+        """Forgets everything after an earlier `state`.
+
+        Raises:
+            ValueError: The state is not of this conversation's past.
+        """
+        for segment, length in zip(self._segments, state.lengths, strict=True):
+            segment.cache.truncate(length)
+        self._position = state.position
+
+    def reset(self) -> None:
+        """Begins a new conversation."""
+        self.rewind(DecoderState(0, (0,) * len(self._segments)))
+
+    def grow(self, capacity: int) -> None:
+        """Gives the caches room for `capacity` positions, keeping what they hold.
+
+        Raises:
+            MachineError: There is not enough memory.
+        """
+        for segment in self._segments:
+            segment.cache.grow(capacity)
+
+    def check_room(self, tokens: int) -> None:
+        """Makes sure that a chunk of `tokens` tokens can be run, before any work is done for it.
+
+        Raises:
+            InputError: There are no tokens, or more than there is room or positions for.
+        """
+        if tokens == 0:
+            raise InputError(
+                "the prompt has no tokens", why="there is nothing to answer.", fix="ask something."
+            )
+        limit = self._text.max_positions
+        if self._position + tokens > limit:
+            raise InputError(
+                f"{tokens} tokens after {self._position} are more than {limit}",
+                why="that is how many positions the model was trained for; pruned tokens count.",
+                fix="shorten the prompt, use fewer images, or begin a new conversation.",
+            )
+        # No later segment can be fuller: each is entered by at most the tokens of this one.
+        self._segments[0].cache.check_room(tokens)
+
+    def prefill(
+        self, hidden: npt.NDArray[Any], chunk: Chunk, select: SelectTokens
+    ) -> PrefillResult:
+        """Runs a prompt, or the new tokens of a later turn, pruning on the way.
+
+        Args:
+            hidden: T [1, N, D], embeddings with image features in their places.
+            chunk: What the N tokens are.
+            select: Asked at every pruning point which visual tokens stay.
+
+        Raises:
+            InputError: There are no tokens, more than there is room or positions for, or none
+                are left after pruning. The decoder is then as it was before.
+        """
+        before = self.state
+        try:
+            return self._prefill(hidden, chunk, select)
+        except BaseException:
+            self.rewind(before)
+            raise
+
+    def decode(self, hidden: npt.NDArray[Any]) -> FloatArray:
+        """Runs one more token.
+
+        Args:
+            hidden: T [1, 1, D], its embedding.
+
+        Returns:
+            float32 [vocabulary].
+
+        Raises:
+            InputError: There is no room or position for it. The decoder is then as it was before.
+        """
+        before = self.state
+        try:
+            return self._decode(hidden)
+        except BaseException:
+            self.rewind(before)
+            raise
+
+    def _prefill(
+        self, hidden: npt.NDArray[Any], chunk: Chunk, select: SelectTokens
+    ) -> PrefillResult:
+        self._calls = []
+        self.check_room(len(chunk))
+        space = self._room(len(chunk))
+        flow = space.hidden_states(0, len(chunk))
+        self._backend.write(flow, hidden)
+        going = np.arange(len(chunk))
+        keep, visual = going, chunk.visual()
+        points = []
+        for segment in self._segments:
+            going, stage = going[keep], segment.stage
+            inputs = {"hidden_states": flow, **space.write_sequence(keep, self._position + going)}
+            scorer = Scorer.for_sequence(visual, len(going))
+            if stage.pruning:
+                inputs |= space.write_scorer(scorer)
+            outputs = space.outputs(segment.number, stage, len(going))
+            self._run(segment, inputs, outputs, len(going))
+            flow, keep = outputs["hidden_states_out"], np.arange(len(going))
+            if stage.pruning:
+                scores = self._scores(outputs)
+                selection = select(stage.pruning, *scores, scorer.has_text, visual)
+                keep = _survivors(stage.pruning, selection, visual, len(going))
+                points.append(
+                    PointResult(stage.pruning.before_layer, going, going[keep], selection)
+                )
+                visual = visual.survivors(selection.kept)
+        logits = self._run_head(space.last_hidden_state(len(self._segments), len(going)))
+        self._position += len(chunk)
+        return PrefillResult(logits, tuple(points), self.calls)
+
+    def _decode(self, hidden: npt.NDArray[Any]) -> FloatArray:
+        self._calls = []
+        self.check_room(1)
+        step = self._step
+        self._backend.write(step.hidden, hidden)
+        self._backend.write(step.position, np.array([[self._position]]))
+        for segment, inputs, outputs in zip(self._segments, step.inputs, step.outputs, strict=True):
+            self._run(segment, inputs, outputs, 1)
+        logits = self._run_head(step.last)
+        self._position += 1
+        return logits
+
+    def _run(
+        self,
+        segment: _Segment,
+        inputs: dict[str, DeviceArray],
+        outputs: dict[str, DeviceArray],
+        tokens: int,
+    ) -> None:
+        cache = segment.cache
+        inputs.update(cache.past())
+        outputs.update(cache.slots(tokens))
+        start = perf_counter()
+        segment.loaded.run(inputs, outputs)
+        seconds = perf_counter() - start
+        self._calls.append(StageCall(segment.stage.name, tokens, cache.length, seconds))
+        cache.commit(tokens)
+
+    def _run_head(self, hidden: DeviceArray) -> FloatArray:
+        start = perf_counter()
+        self._head.run({"hidden_states": hidden}, {"logits": self._logits})
+        self._calls.append(StageCall("head", 1, 0, perf_counter() - start))
+        logits: FloatArray = self._copy(self._logits)[0]
+        return logits
+
+    def _scores(self, outputs: dict[str, DeviceArray]) -> tuple[FloatArray, FloatArray]:
+        return self._copy(outputs["scores.self"]), self._copy(outputs["scores.cross"])
+
+    def _copy(self, array: DeviceArray) -> FloatArray:
+        # Downloads may be views of memory that the next run overwrites.
+        return np.array(self._backend.download(array), dtype=np.float32)
+
+    def _room(self, tokens: int) -> Workspace:
+        if tokens > self._space.tokens:
+            self._space = self._workspace(tokens)
+        return self._space
+
+    def _workspace(self, tokens: int) -> Workspace:
+        return Workspace(self._backend, tokens, self._text.hidden, self._dtype)
+
+    def _make_step(self) -> _Step:
+        space = self._workspace(1)
+        first = np.zeros(1, dtype=np.int64)
+        sequence = space.write_sequence(first, first)
+        nothing = Chunk.text(1).visual()
+        scorer = space.write_scorer(Scorer.for_sequence(nothing, 1))
+        inputs, outputs = [], []
+        for number, segment in enumerate(self._segments):
+            own = {"hidden_states": space.hidden_states(number, 1), **sequence}
+            inputs.append(own | scorer if segment.stage.pruning else own)
+            outputs.append(space.outputs(number, segment.stage, 1))
+        return _Step(
+            inputs[0]["hidden_states"],
+            sequence["position_ids"],
+            tuple(inputs),
+            tuple(outputs),
+            space.last_hidden_state(len(self._segments), 1),
+        )
+
+
+def _survivors(
+    point: PruningPoint, selection: Selection, visual: VisualTokens, tokens: int
+) -> IndexArray:
+    keep = selection.keep_indices(visual, tokens)
+    if len(keep) == 0:
+        raise InputError(
+            f"no token is left before layer {point.before_layer}",
+            why=f"the rule {point.rule!r} dropped every visual token and the prompt has no text.",
+            fix="ask a question about the image.",
+        )
+    return keep

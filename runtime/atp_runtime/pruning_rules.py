@@ -1,0 +1,257 @@
+"""The selection rules, by the name that a bundle's manifest calls them.
+
+A rule is the frozen dataclass of its parameters; `prepare` gives the pure function from one
+image's scores to a `Verdict`: how much the rule wants each token, and how many of them.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from atp_runtime import atp
+from atp_runtime.errors import InputError
+
+_FIX = "export the bundle again with atp-export."
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """What a rule sees of one image, n >= 1 visual tokens in the sequence's order.
+
+    Attributes:
+        own: `scores.self`, float32 [n].
+        cross: `scores.cross`, float32 [n]; 0 when no text follows the image.
+        has_text: Whether any text follows.
+        row: int64 [n], the row of the patch, -1 without a place on the grid.
+        column: int64 [n], likewise.
+    """
+
+    own: npt.NDArray[np.float32]
+    cross: npt.NDArray[np.float32]
+    has_text: bool
+    row: npt.NDArray[np.int64]
+    column: npt.NDArray[np.int64]
+
+    def normalised(self, how: str = "min_max") -> tuple[atp.Vector, atp.Vector]:
+        """Both scores [n], scaled; cross scores are 0 without text."""
+        own = atp.normalise(self.own, how)
+        return own, atp.normalise(self.cross, how) if self.has_text else np.zeros_like(own)
+
+    def mean(self) -> atp.Vector:
+        """S_red [n]."""
+        own, cross = self.normalised()
+        return atp.redundancy_scores(own, cross, has_text=self.has_text)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule wants for one image.
+
+    Attributes:
+        priority: float64 [n]; the tokens of highest priority stay.
+        count: How many stay, before `min_keep` and `max_keep`.
+        idle: What the user should hear when that is all of them.
+        measured: What the rule computed on the way, by name.
+        note: What the user should hear in any case.
+    """
+
+    priority: atp.Vector
+    count: int
+    idle: str
+    measured: Mapping[str, float] = field(default_factory=dict)
+    note: str | None = None
+
+
+Decide = Callable[[ImageScores], Verdict]
+
+
+@dataclass(frozen=True)
+class Rule(abc.ABC):
+    """Parameters that every rule has.
+
+    Attributes:
+        min_keep: At least so many tokens of an image stay, or all it has left.
+        max_keep: At most so many do; None is no bound.
+    """
+
+    min_keep: int = 0
+    max_keep: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_keep < 0:
+            raise ValueError(f"min_keep is {self.min_keep}, it must be 0 or more")
+        if self.max_keep is not None and self.max_keep < self.min_keep:
+            raise ValueError(f"max_keep {self.max_keep} is below min_keep {self.min_keep}")
+
+    @abc.abstractmethod
+    def prepare(self, weights: Mapping[str, atp.AtpWeights], prefix: str | None, /) -> Decide:
+        """The rule as a function, with its weights looked up.
+
+        Args:
+            weights: All the bundle's, by prefix.
+            prefix: The point's own.
+
+        Raises:
+            InputError: The rule needs weights that are not there.
+        """
+
+
+class FixedRule(Rule):
+    """A rule that learns nothing."""
+
+    def prepare(self, _weights: Mapping[str, atp.AtpWeights], _prefix: str | None, /) -> Decide:
+        """Needs no weights."""
+        return self.decide
+
+    @abc.abstractmethod
+    def decide(self, image: ImageScores) -> Verdict:
+        """What the rule wants for one image."""
+
+
+@dataclass(frozen=True)
+class Atp(Rule):
+    """Learned thresholds with OR (ATP-LLaVA); see `atp_runtime.atp`.
+
+    Attributes:
+        lambda_sample: How fast a denser sampling grid loses score.
+        strides: The sampling grids, rising; none turns the spatial criterion off.
+        normalisation: "min_max" or "none".
+    """
+
+    lambda_sample: float = 3.0
+    strides: tuple[int, ...] = (2, 4, 8)
+    normalisation: str = "min_max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.lambda_sample):
+            raise ValueError(f"lambda_sample is {self.lambda_sample}, it must be finite")
+        if any(a >= b for a, b in pairwise((0, *self.strides))):
+            raise ValueError(f"strides {list(self.strides)} must be positive and rise")
+        if self.normalisation not in atp.NORMALISATIONS:
+            known = ", ".join(atp.NORMALISATIONS)
+            raise ValueError(f"normalisation {self.normalisation!r} is none of {known}")
+
+    def prepare(self, weights: Mapping[str, atp.AtpWeights], prefix: str | None, /) -> Decide:
+        """Looks up the point's module; see `Rule.prepare`."""
+        if prefix is None or prefix not in weights:
+            raise InputError(
+                f"the atp rule has no weights at {prefix!r}",
+                why=f"the bundle's ATP modules are {', '.join(weights) or 'none'}.",
+                fix=_FIX,
+            )
+        module = weights[prefix]
+        return lambda image: self._decide(image, module)
+
+    def _decide(self, image: ImageScores, module: atp.AtpWeights) -> Verdict:
+        own, cross = image.normalised(self.normalisation)
+        attention = float(image.cross.sum(dtype=np.float64)) if image.has_text else 0.0
+        theta_r, theta_s = atp.thresholds(atp.score_features(own, cross, attention), module)
+        margins = atp.margins(
+            atp.redundancy_scores(own, cross, has_text=image.has_text),
+            atp.spatial_scores(
+                image.row, image.column, lambda_sample=self.lambda_sample, strides=self.strides
+            ),
+            theta_r=theta_r,
+            theta_s=theta_s,
+        )
+        return Verdict(
+            margins,
+            int(np.count_nonzero(margins > 0)),
+            idle=f"all {len(margins)} tokens are above the thresholds",
+            measured={"theta_r": theta_r, "theta_s": theta_s},
+        )
+
+
+@dataclass(frozen=True)
+class TopK(FixedRule):
+    """A fixed number or share of each image's tokens, the best by score.
+
+    Attributes:
+        keep: How many stay; either this or `ratio` is given.
+        ratio: Which share of those still alive stays, rounded to the nearest (a half up).
+        score: "self", "cross", or "mean" of both, each scaled to 0..1. Without text after
+            the image, "self" stands in for the others.
+    """
+
+    keep: int | None = None
+    ratio: float | None = None
+    score: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.keep is None) == (self.ratio is None):
+            raise ValueError("exactly one of keep and ratio must be given")
+        if self.keep is not None and self.keep < 0:
+            raise ValueError(f"keep is {self.keep}, it must be 0 or more")
+        if self.ratio is not None and not 0 <= self.ratio <= 1:
+            raise ValueError(f"ratio is {self.ratio}, it must be from 0 to 1")
+        if self.score not in ("self", "cross", "mean"):
+            raise ValueError(f"score {self.score!r} is none of self, cross, mean")
+
+    def decide(self, image: ImageScores) -> Verdict:
+        """Keeps `keep`, or `ratio` of those alive."""
+        tokens = len(image.own)
+        scores, note = self._scores(image)
+        if self.ratio is None:
+            count, asked = min(self.keep or 0, tokens), f"keeps up to {self.keep}"
+        else:
+            count, asked = math.floor(self.ratio * tokens + 0.5), f"keeps {self.ratio:.4g} of them"
+        return Verdict(scores, count, idle=f"all {tokens} tokens stay: top_k {asked}", note=note)
+
+    def _scores(self, image: ImageScores) -> tuple[atp.Vector, str | None]:
+        if self.score == "mean":
+            return image.mean(), None
+        if self.score == "cross" and image.has_text:
+            return image.cross.astype(np.float64), None
+        unmet = "no text follows the image, so its tokens are ranked by their self scores"
+        return image.own.astype(np.float64), unmet if self.score == "cross" else None
+
+
+@dataclass(frozen=True)
+class KeepNone(FixedRule):
+    """Drops every visual token; `min_keep` spares the best by the mean score."""
+
+    def decide(self, image: ImageScores) -> Verdict:
+        """Keeps 0."""
+        return Verdict(image.mean(), 0, idle="")
+
+
+@dataclass(frozen=True)
+class KeepAll(FixedRule):
+    """Drops nothing; `max_keep` leaves the best by the mean score."""
+
+    def decide(self, image: ImageScores) -> Verdict:
+        """Keeps all."""
+        tokens = len(image.own)
+        return Verdict(image.mean(), tokens, idle=f"all {tokens} tokens stay: the rule is keep_all")
+
+
+RULES: Mapping[str, type[Rule]] = {
+    "atp": Atp,
+    "top_k": TopK,
+    "keep_none": KeepNone,
+    "keep_all": KeepAll,
+}
+
+
+def rule(name: str) -> type[Rule]:
+    """The rule that a manifest calls by this name.
+
+    Raises:
+        InputError: There is none; the message names the known ones.
+    """
+    if name in RULES:
+        return RULES[name]
+    raise InputError(
+        f"unknown pruning rule {name!r}",
+        why=f"this runtime knows {', '.join(RULES)}.",
+        fix="install the atp-llava that wrote the bundle, or export it again.",
+    )

@@ -1,0 +1,229 @@
+"""Which visual tokens live: the rules that turn a segment's scores into kept tokens.
+
+A segment that ends at a pruning point returns two scores per token of its sequence. The
+point's rule looks at those of the visual tokens, image by image, and says who stays. Text
+tokens are never shown to a rule, so no rule can drop them; the order never changes.
+
+The rules themselves are in `atp_runtime.pruning_rules`. What they share is done once, here:
+`min_keep` and `max_keep`, ties (the earlier token stays), scores that are not numbers, and
+saying so when nothing was dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from atp_runtime.atp import AtpWeights, load_pruning_weights
+from atp_runtime.errors import CheckFailedError
+from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.pruning_rules import ImageScores, Rule, Verdict, rule
+from atp_runtime.schema import from_json, to_json
+
+BoolArray = npt.NDArray[np.bool_]
+IndexArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The n visual tokens of a sequence, in its order.
+
+    Attributes:
+        index: int64 [n], rising: where each stands in the current sequence.
+        image: int64 [n]: the image each belongs to, counted through the conversation.
+        row: int64 [n]: the row of its patch, -1 for a feature that has no place on the
+            grid, such as a class token.
+        column: int64 [n]: the column of its patch, -1 likewise.
+    """
+
+    index: IndexArray
+    image: IndexArray
+    row: IndexArray
+    column: IndexArray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def survivors(self, kept: BoolArray) -> VisualTokens:
+        """The tokens left by `kept` (bool [n]), where they stand once the others are gone."""
+        gone_before = np.cumsum(~kept)
+        return VisualTokens(
+            (self.index - gone_before)[kept], self.image[kept], self.row[kept], self.column[kept]
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a rule decided.
+
+    Attributes:
+        kept: bool [n], per visual token.
+        note: Says so when the rule did nothing, or less than its name promises.
+        diagnostics: Per image, by its number: "tokens", "kept" and what the rule measured,
+            such as "theta_r" and "theta_s".
+    """
+
+    kept: BoolArray
+    note: str | None = None
+    diagnostics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+    def keep_indices(self, visual: VisualTokens, tokens: int) -> IndexArray:
+        """Every position of a sequence of `tokens` but the dropped visual ones: int64 [kept]."""
+        stays = np.ones(tokens, dtype=np.bool_)
+        stays[visual.index[~self.kept]] = False
+        return np.flatnonzero(stays)
+
+
+SelectTokens = Callable[[PruningPoint, FloatArray, FloatArray, bool, VisualTokens], Selection]
+
+
+def check_parameters(point: PruningPoint) -> Rule:
+    """The point's rule with its parameters.
+
+    Raises:
+        InputError: The rule is unknown, or a parameter is unknown, of another type or out of
+            range; the message names the point.
+    """
+    return from_json(
+        rule(point.rule),
+        to_json(point.parameters),
+        source=f"{_name(point)}, rule {point.rule!r}",
+        fix="export the bundle again with atp-export.",
+    )
+
+
+def _name(point: PruningPoint) -> str:
+    return f"pruning point before layer {point.before_layer}"
+
+
+class PointSelector:
+    """The rule of one pruning point, ready to be asked.
+
+    Args:
+        point: From the manifest.
+        weights: The bundle's ATP modules by prefix, see `load_pruning_weights`.
+
+    Raises:
+        InputError: See `check_parameters`; or the rule's weights are not there.
+    """
+
+    def __init__(self, point: PruningPoint, weights: Mapping[str, AtpWeights]) -> None:
+        self._rule = check_parameters(point)
+        self._decide = self._rule.prepare(weights, point.weights)
+        self._name = _name(point)
+
+    def __call__(
+        self,
+        scores_self: FloatArray,
+        scores_cross: FloatArray,
+        has_text: bool,
+        visual: VisualTokens,
+    ) -> Selection:
+        """Says which visual tokens stay.
+
+        Args:
+            scores_self: float32 [kept], as the segment returns them: the whole sequence.
+            scores_cross: float32 [kept], likewise.
+            has_text: Whether text follows the last visual token; if not, cross scores are
+                not looked at.
+            visual: The sequence's visual tokens, n of them.
+
+        Raises:
+            CheckFailedError: A visual token's score is NaN or infinite.
+        """
+        own = self._finite("scores.self", scores_self[visual.index])
+        cross = self._finite("scores.cross", scores_cross[visual.index])
+        kept = np.zeros(len(visual), dtype=np.bool_)
+        images = _by_image(visual.image)
+        notes = [] if images else ["no visual tokens are left to prune"]
+        diagnostics = {}
+        for image, at in images.items():
+            scores = ImageScores(own[at], cross[at], has_text, visual.row[at], visual.column[at])
+            verdict = self._decide(scores)
+            kept[at] = stays = _best(verdict.priority, self._bounded(verdict))
+            count = int(np.count_nonzero(stays))
+            diagnostics[image] = {"tokens": len(stays), "kept": count, **verdict.measured}
+            said = self._notes(verdict, count)
+            notes += [f"image {image}: {note}" if len(images) > 1 else note for note in said]
+        return Selection(kept, "; ".join(notes) or None, diagnostics)
+
+    def _finite(self, name: str, scores: FloatArray) -> FloatArray:
+        bad = np.count_nonzero(~np.isfinite(scores))
+        if bad:
+            raise CheckFailedError(
+                f"{self._name}: {bad} of {len(scores)} {name} are NaN or infinite",
+                why="which visual tokens to keep cannot be told from them.",
+                fix="run atp-export verify on the bundle; if it is fp16, try --precision fp32.",
+            )
+        return scores
+
+    def _bounded(self, verdict: Verdict) -> int:
+        highest = self._rule.max_keep
+        count = verdict.count if highest is None else min(verdict.count, highest)
+        return min(max(count, self._rule.min_keep), len(verdict.priority))
+
+    def _notes(self, verdict: Verdict, kept: int) -> list[str]:
+        notes = [verdict.note] if verdict.note else []
+        if verdict.count == kept == len(verdict.priority):
+            notes.append(verdict.idle)
+        elif kept == len(verdict.priority):
+            notes.append(f"all {kept} tokens stay: min_keep is {self._rule.min_keep}")
+        return notes
+
+
+def _by_image(image: IndexArray) -> dict[int, IndexArray | slice]:
+    """Where the tokens of each image are, by its number."""
+    if len(image) == 0:
+        return {}
+    if (image == image[0]).all():
+        return {int(image[0]): slice(None)}
+    return {int(number): np.flatnonzero(image == number) for number in np.unique(image)}
+
+
+def _best(priority: npt.NDArray[np.float64], count: int) -> BoolArray:
+    """The `count` tokens of highest priority, of equal ones the earlier: bool [n]."""
+    kept = np.zeros(len(priority), dtype=np.bool_)
+    kept[np.argsort(-priority, kind="stable")[:count]] = True
+    return kept
+
+
+class Selectors:
+    """The rules of all pruning points of a bundle; what the decoder asks between segments.
+
+    Args:
+        points: From the manifest.
+        weights: See `PointSelector`.
+
+    Raises:
+        InputError: See `PointSelector`.
+    """
+
+    def __init__(self, points: Iterable[PruningPoint], weights: Mapping[str, AtpWeights]) -> None:
+        self._points = {point.before_layer: PointSelector(point, weights) for point in points}
+
+    @classmethod
+    def open(cls, bundle: Path, manifest: Manifest) -> Selectors:
+        """Those of a bundle directory, its ATP modules read.
+
+        Raises:
+            InputError: See `PointSelector` and `load_pruning_weights`.
+        """
+        points = [stage.pruning for stage in manifest.segments if stage.pruning]
+        file = manifest.pruning_weights
+        return cls(points, load_pruning_weights(bundle / file) if file else {})
+
+    def __call__(
+        self,
+        point: PruningPoint,
+        scores_self: FloatArray,
+        scores_cross: FloatArray,
+        has_text: bool,
+        visual: VisualTokens,
+    ) -> Selection:
+        """Asks the point's rule; see `PointSelector.__call__`."""
+        return self._points[point.before_layer](scores_self, scores_cross, has_text, visual)

@@ -1,0 +1,121 @@
+"""Device memory that the segments share: hidden states in flight, and what a scorer takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from atp_runtime.backends.base import Backend, DeviceArray, item_size
+from atp_runtime.manifest import Stage
+from atp_runtime.selection import FloatArray, IndexArray, VisualTokens
+
+_INDICES = ("keep_indices", "position_ids", "text_rows")
+_FLOATS = ("visual_weights", "text_weights", "scores.self", "scores.cross")
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Which tokens a scorer asks, and on which it reports.
+
+    Attributes:
+        visual_weights: float32 [kept]: 1/|V| on visual tokens, else 0.
+        text_rows: int64 [rows]: the text tokens whose attention is averaged; at least one.
+        text_weights: float32 [rows]: 1/|T|; 0 for the one row of a sequence that has none.
+        has_text: Whether there is text after the last visual token.
+    """
+
+    visual_weights: FloatArray
+    text_rows: IndexArray
+    text_weights: FloatArray
+    has_text: bool
+
+    @classmethod
+    def for_sequence(cls, visual: VisualTokens, tokens: int) -> Scorer:
+        """What a sequence of `tokens` tokens with these visual ones needs."""
+        weights = np.zeros(tokens, dtype=np.float32)
+        rows = np.arange(0)
+        if len(visual):
+            weights[visual.index] = 1 / len(visual)
+            rows = np.arange(visual.index[-1] + 1, tokens)
+        if len(rows) == 0:
+            none = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+            return cls(weights, *none, has_text=False)
+        return cls(weights, rows, np.full(len(rows), 1 / len(rows), np.float32), has_text=True)
+
+
+class Workspace:
+    """What segments read and write besides caches, for sequences of up to `tokens` tokens.
+
+    Hidden states alternate between two blocks, so that one segment's output is the next
+    one's input where it is.
+
+    Args:
+        backend: Whose memory is used.
+        tokens: Tokens there is room for.
+        hidden: D, the width of the hidden states.
+        dtype: Theirs.
+
+    Raises:
+        MachineError: There is not enough memory.
+    """
+
+    def __init__(self, backend: Backend, tokens: int, hidden: int, dtype: str) -> None:
+        self.tokens = tokens
+        self._backend = backend
+        self._width = hidden
+        self._dtype = dtype
+        states = tokens * hidden * item_size(dtype)
+        self._states = (backend.allocate(states), backend.allocate(states))
+        self._indices = {name: backend.allocate(tokens * item_size("int64")) for name in _INDICES}
+        self._floats = {name: backend.allocate(tokens * item_size("float32")) for name in _FLOATS}
+
+    def hidden_states(self, segment: int, tokens: int) -> DeviceArray:
+        """Where segment number `segment` finds its input: T [1, tokens, D].
+
+        The input of one more than the last segment is the last one's output.
+        """
+        return self._states[segment % 2].array((1, tokens, self._width), self._dtype)
+
+    def last_hidden_state(self, segment: int, tokens: int) -> DeviceArray:
+        """The last position of `hidden_states(segment, tokens)`: T [1, 1, D]."""
+        offset = (tokens - 1) * self._width * item_size(self._dtype)
+        return self._states[segment % 2].array((1, 1, self._width), self._dtype, offset)
+
+    def write_sequence(self, kept: IndexArray, positions: IndexArray) -> dict[str, DeviceArray]:
+        """Writes what every segment takes; returns it by the names of the inputs.
+
+        Args:
+            kept: int64 [kept]: which tokens of the previous segment's output enter.
+            positions: int64 [kept]: their original positions.
+        """
+        return {
+            "keep_indices": self._write_indices("keep_indices", kept),
+            "position_ids": self._write_indices("position_ids", positions[np.newaxis]),
+        }
+
+    def write_scorer(self, scorer: Scorer) -> dict[str, DeviceArray]:
+        """Writes what a scorer takes; returns it by the names of the inputs."""
+        return {
+            "visual_weights": self._write_floats("visual_weights", scorer.visual_weights),
+            "text_rows": self._write_indices("text_rows", scorer.text_rows),
+            "text_weights": self._write_floats("text_weights", scorer.text_weights),
+        }
+
+    def outputs(self, number: int, stage: Stage, kept: int) -> dict[str, DeviceArray]:
+        """Where a segment writes, except for its caches, by the names of the outputs."""
+        outputs = {"hidden_states_out": self.hidden_states(number + 1, kept)}
+        if stage.pruning:
+            for name in ("scores.self", "scores.cross"):
+                outputs[name] = self._floats[name].array((kept,), "float32")
+        return outputs
+
+    def _write_indices(self, name: str, values: IndexArray) -> DeviceArray:
+        into = self._indices[name].array(values.shape, "int64")
+        self._backend.write(into, values)
+        return into
+
+    def _write_floats(self, name: str, values: FloatArray) -> DeviceArray:
+        into = self._floats[name].array(values.shape, "float32")
+        self._backend.write(into, values)
+        return into
