@@ -42,29 +42,6 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerStep:
-    """What one decoder layer did with one chunk.
-
-    Attributes:
-        entered: Hidden states [1, kept, hidden] that it took.
-        left: Hidden states [1, kept, hidden] that it gave.
-        past_key: [1, past, kv_heads, head_dim], after RoPE, what its cache held before.
-        past_value: Like `past_key`.
-        key: [1, kept, kv_heads, head_dim], after RoPE, of the chunk.
-        value: Like `key`.
-        scores: If they were asked for.
-    """
-
-    entered: Tensor
-    left: Tensor
-    past_key: Tensor
-    past_value: Tensor
-    key: Tensor
-    value: Tensor
-    scores: Scores | None
-
-
-@dataclass(frozen=True, eq=False)
 class Tokens:
     """What a layer needs to know about the tokens of its chunk.
 
@@ -79,6 +56,41 @@ class Tokens:
     def keep(self, indices: Tensor) -> Tokens:
         """Those at `indices` (int64 [kept])."""
         return Tokens(self.positions[indices], self.visual[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class VisionStep:
+    """What the vision tower and the projector made of images.
+
+    Attributes:
+        states: Hidden states entering each layer of the tower, and those leaving the last:
+            [images, patches, width].
+        features: [images, tokens, hidden].
+    """
+
+    states: tuple[Tensor, ...]
+    features: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStep:
+    """What one decoder layer did with one chunk.
+
+    Attributes:
+        tokens: Those that entered it.
+        entered: Hidden states [1, kept, hidden] that it took.
+        left: Hidden states [1, kept, hidden] that it gave.
+        key: [1, kept, kv_heads, head_dim], after RoPE, of the chunk.
+        value: Like `key`.
+        scores: If they were asked for.
+    """
+
+    tokens: Tokens
+    entered: Tensor
+    left: Tensor
+    key: Tensor
+    value: Tensor
+    scores: Scores | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +151,9 @@ class LlavaReference:
         """
         return PrunedRun(self.model, points)
 
-    @torch.inference_mode()
-    def image_features(self, pixel_values: Tensor) -> Tensor:
-        """[images, tokens, hidden] from [images, 3, height, width]."""
-        return torch.stack(tuple(self.model.get_image_features(pixel_values).pooler_output))
+    def see(self, pixel_values: Tensor) -> VisionStep:
+        """Runs the vision tower and the projector on [images, 3, height, width]."""
+        return see(self.model.model, pixel_values)
 
     @torch.inference_mode()
     def embed(self, ids: Tensor, image_features: Tensor | None = None) -> Tensor:
@@ -188,8 +199,11 @@ class DenseRun:
             logits_to_keep=1,
         ).logits
         layers = self._cache.layers
-        keys = tuple(layer.keys[:, :, -len(ids) :].transpose(1, 2) for layer in layers)
-        values = tuple(layer.values[:, :, -len(ids) :].transpose(1, 2) for layer in layers)
+        # Copies: the cache is replaced by a longer one with the next chunk.
+        keys, values = (
+            tuple(kv[:, :, -len(ids) :].transpose(1, 2).clone() for kv in cached)
+            for cached in ([x.keys for x in layers], [x.values for x in layers])
+        )
         return DenseStep(logits[:, -1], keys, values)
 
 
@@ -253,8 +267,7 @@ class LayerRunner:
             scored: Whether to compute `Scores`.
         """
         attention: Any = layer.self_attn
-        past_key, past_value = self._past(attention)
-        past = past_key.shape[1]
+        past = self._cache.get_seq_length(attention.layer_idx)
         rotation = self._rotary(hidden, tokens.positions.unsqueeze(0))
         with _watch(attention) as seen:
             left = layer(
@@ -266,24 +279,22 @@ class LayerRunner:
                 position_embeddings=rotation,
             )
         cached = self._cache.layers[attention.layer_idx]
-        key, value = (kv[:, :, past:].transpose(1, 2) for kv in (cached.keys, cached.values))
+        # Copies: the cache is replaced by a longer one with the next chunk.
+        key, value = (kv[:, :, past:].transpose(1, 2).clone() for kv in (cached.keys, cached.values))
         scores = None
         if scored:
             query = seen["q_proj"].unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
             query, _ = apply_rotary_pos_emb(query, query, *rotation)
-            new_key = cached.keys[:, :, past:]
             weights = seen["attention"][..., past:]
-            scores = attention_scores(query, new_key, weights, tokens.visual)
-        return LayerStep(hidden, left, past_key, past_value, key, value, scores)
+            scores = attention_scores(query, cached.keys[:, :, past:], weights, tokens.visual)
+        return LayerStep(tokens, hidden, left, key, value, scores)
 
-    def _past(self, attention: Any) -> tuple[Tensor, Tensor]:
-        layers = self._cache.layers
-        if attention.layer_idx < len(layers) and layers[attention.layer_idx].is_initialized:
-            cached = layers[attention.layer_idx]
-            return cached.keys.transpose(1, 2), cached.values.transpose(1, 2)
-        config = attention.config
-        empty = torch.empty(1, 0, config.num_key_value_heads, attention.head_dim)
-        return empty, empty
+
+@torch.inference_mode()
+def see(model: Any, pixel_values: Tensor) -> VisionStep:
+    """Runs the vision tower and the projector of a `LlavaModel`."""
+    outputs = model.get_image_features(pixel_values, output_hidden_states=True)
+    return VisionStep(tuple(outputs.hidden_states), torch.stack(tuple(outputs.pooler_output)))
 
 
 def attention_scores(query: Tensor, key: Tensor, weights: Tensor, visual: Tensor) -> Scores:

@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 
 from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
-from atp_models.reference import ATTENTION
+from atp_models.reference import ATTENTION, VisionStep, see
 from atp_models.text_spec import EMBEDDING, HEAD
 
 _TOWER = "model.vision_tower."
@@ -63,16 +63,15 @@ class ReferenceParts:
         name = EMBEDDING if self._spec.text.tied_embeddings else HEAD
         return nn.functional.linear(last, self._checkpoint.read(name).float())
 
-    @torch.inference_mode()
-    def image_features(self, pixel_values: Tensor) -> Tensor:
-        """[images, tokens, hidden] from [images, 3, height, width]."""
+    def see(self, pixel_values: Tensor) -> VisionStep:
+        """Runs the vision tower and the projector on [images, 3, height, width]."""
         model = copy.deepcopy(self._skeleton.model)
         # Not on "meta": some towers have buffers that no checkpoint holds.
         with no_init_weights():
             tower = AutoModel.from_config(self._config.vision_config, dtype=torch.float32)
         model.vision_tower = self._filled(tower.eval(), _TOWER)
         model.multi_modal_projector = self._filled(model.multi_modal_projector, _PROJECTOR)
-        return torch.stack(tuple(model.get_image_features(pixel_values).pooler_output))
+        return see(model, pixel_values)
 
     def _filled(self, module: nn.Module, prefix: str) -> nn.Module:
         tensors = self._checkpoint.tensors

@@ -111,6 +111,7 @@ class Native:
         return torch.where(mask, scores, torch.full((), HIDDEN))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        # No softmax_precision: TensorRT refuses the attribute (and computes it in float32).
         mixed: Tensor = torch.onnx.ops.attention(
             q.flatten(2),
             k.flatten(2),
@@ -119,7 +120,6 @@ class Native:
             q_num_heads=q.shape[2],
             kv_num_heads=k.shape[2],
             scale=q.shape[3] ** -0.5,
-            softmax_precision=FLOAT,
         )[0]
         return mixed
 

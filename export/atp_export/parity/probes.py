@@ -1,12 +1,13 @@
-"""Looks inside a segment's graph: hidden states between its layers, or one layer alone.
+"""Looks inside a stage's graph: hidden states between its layers, or one layer alone.
 
 What is read is the graph in the bundle, as it lies there. Its values have no telling names
 after inlining, so a layer's ends are found from its weights: what follows `down_proj` and the
-residual sum leaves the layer.
+residual sum leaves a decoder layer, what the first norm takes enters a layer of the tower.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,23 +17,44 @@ from atp_runtime.manifest import Stage, cache_names
 
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
 SCORES = ("scores.self", "scores.cross")
+_TOWER_NORM = re.compile(
+    r"model\.vision_tower\.encoder\.layers?\.(?P<layer>\d+)\.(?:layer_norm1|norm1)\.weight"
+)
 
 
 def hidden_name(layer: int) -> str:
-    """What a probe calls the hidden states that enter a decoder layer."""
+    """What a probe calls the hidden states that enter a layer."""
     return f"hidden_states.{layer}"
 
 
 def with_hidden_states(path: Path, stage: Stage) -> ir.Model:
-    """A segment that also returns the hidden states entering each of its layers but the first.
+    """A stage that also returns the hidden states entering its layers.
+
+    For a segment those of all layers but the first, for the vision stage those of all layers
+    of the tower that it has. The head is returned as it is.
 
     Raises:
-        CheckFailedError: The graph is not a chain of decoder layers.
+        CheckFailedError: The graph is not a chain of layers.
     """
     model = ir.load(path)
-    for layer in range(stage.layers[0] + 1, stage.layers[1]):
-        model.graph.outputs.append(_entering(model.graph, stage, layer))
+    if stage.kind == "segment":
+        layers = range(stage.layers[0] + 1, stage.layers[1])
+        probes = [_entering(model.graph, stage, layer) for layer in layers]
+    else:
+        probes = _entering_tower(model.graph)
+    model.graph.outputs.extend(probes)
     return model
+
+
+def tower_layers(path: Path, layers: int) -> ir.Model:
+    """The vision stage up to where its tower's layer number `layers` begins.
+
+    Its outputs are `hidden_name(0)` to `hidden_name(layers)`.
+    """
+    model = ir.load(path)
+    probes = _entering_tower(model.graph)[: layers + 1]
+    part = ir.convenience.extract(model.graph, list(model.graph.inputs), probes)
+    return ir.Model(part, ir_version=model.ir_version)
 
 
 def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
@@ -51,15 +73,14 @@ def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
     if layer == first:
         inputs = [names["hidden_states"], names["keep_indices"]]
     else:
+        inputs = [_entering(graph, stage, layer)]
         # The length of the past is taken from the first layer's keys.
-        inputs = [_entering(graph, stage, layer), names[cache_names(first)[0]]]
+        inputs.append(names[cache_names(first)[0]])
     inputs += [names["position_ids"], past_key, past_value]
-    if layer + 1 < last:
-        outputs = [_entering(graph, stage, layer + 1)]
-    else:
-        outputs = [names["hidden_states_out"]]
+    ends = layer + 1 == last
+    outputs = [names["hidden_states_out"] if ends else _entering(graph, stage, layer + 1)]
     outputs += [key, value]
-    if layer + 1 == last and stage.pruning:
+    if ends and stage.pruning:
         inputs += [names[name] for name in SCORER_INPUTS]
         outputs += [names[name] for name in SCORES]
     part = ir.convenience.extract(graph, inputs, outputs)
@@ -70,8 +91,7 @@ def _entering(graph: ir.Graph, stage: Stage, layer: int) -> ir.Value:
     """The hidden states between `layer - 1` and `layer`, named and typed."""
     value = _residual_sum(graph, stage, f"model.language_model.layers.{layer - 1}.mlp.down_proj")
     like = next(output for output in graph.outputs if output.name == "hidden_states_out")
-    value.name, value.type, value.shape = hidden_name(layer), like.type, like.shape
-    return value
+    return _named(value, hidden_name(layer), like)
 
 
 def _residual_sum(graph: ir.Graph, stage: Stage, projection: str) -> ir.Value:
@@ -89,3 +109,24 @@ def _residual_sum(graph: ir.Graph, stage: Stage, projection: str) -> ir.Value:
         why="the layers of the segment cannot be told apart, so they cannot be compared.",
         fix="export the bundle again with atp-export.",
     )
+
+
+def _entering_tower(graph: ir.Graph) -> list[ir.Value]:
+    """The hidden states that enter the tower's layers, in order."""
+    like = next(output for output in graph.outputs if output.name == "image_features")
+    found = {}
+    for name, weight in graph.initializers.items():
+        match = _TOWER_NORM.fullmatch(name)
+        norms = [node for node in weight.consumers() if node.op_type == "LayerNormalization"]
+        if match and norms and norms[0].inputs[0] is not None:
+            found[int(match["layer"])] = norms[0].inputs[0]
+    return [
+        _named(value, hidden_name(layer), like, ranked=False)
+        for layer, value in sorted(found.items())
+    ]
+
+
+def _named(value: ir.Value, name: str, like: ir.Value, *, ranked: bool = True) -> ir.Value:
+    value.name, value.type = name, like.type
+    value.shape = like.shape if ranked else None
+    return value

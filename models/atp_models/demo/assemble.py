@@ -13,12 +13,15 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlavaConfig
 
+from atp_models.atp import FILE_NAME as MODULES
+from atp_models.atp import AtpModules
 from atp_models.demo.dinov2 import VisionTower, read_vision_tower
 from atp_models.demo.disk import require_space
 from atp_models.demo.projector import untrained_projector
 from atp_models.demo.recipe import WEIGHTS
 from atp_models.demo.smollm2 import LanguageModel, read_language_model
 from atp_models.demo.tokenizer import IMAGE_TOKEN, read_tokenizer, write_tokenizer
+from atp_models.pruning_config import PruningConfig, default_layers, write_pruning_config
 
 IMAGE_SIZE = 336
 # As in LLaVA-1.5. It suits DINOv2 as well: the last layer gives one channel a size of 10 to
@@ -68,8 +71,8 @@ def write_checkpoint(
         },
         directory,
     )
-    # The ATP modules' files join the directory here: the card, written after this function
-    # returns, lists whatever is in it.
+    report("initialising the pruning modules (untrained)")
+    _write_pruning(language.config.num_hidden_layers, directory)
 
 
 def _read_language(gguf_file: Path, directory: Path) -> tuple[LanguageModel, int]:
@@ -145,6 +148,12 @@ def _write_weights(modules: dict[str, dict[str, torch.Tensor]], directory: Path)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     # save_file leaves its file readable to its owner alone.
     (directory / WEIGHTS).chmod((directory / "config.json").stat().st_mode)
+
+
+def _write_pruning(layers: int, directory: Path) -> None:
+    config = PruningConfig(layers=default_layers(layers))
+    write_pruning_config(config, directory)
+    AtpModules(config).initialise().save(directory / MODULES)
 
 
 def _write_json(content: dict[str, Any], directory: Path, name: str) -> None:

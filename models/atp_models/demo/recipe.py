@@ -38,7 +38,7 @@ class Recipe:
         return self.language_model, self.vision_tower
 
 
-DEMO = Recipe(version=1, language_model=LANGUAGE_MODEL, vision_tower=VISION_TOWER)
+DEMO = Recipe(version=2, language_model=LANGUAGE_MODEL, vision_tower=VISION_TOWER)
 
 
 def write_card(recipe: Recipe, directory: Path) -> None:

@@ -69,8 +69,8 @@ def read_language_model(reader: gguf.GGUFReader, *, vocabulary: int) -> Language
 
 def _with_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
     """Append the mean row of `table`, `[tokens, width]`, until it has `rows` rows."""
-    # The mean's logit is the mean of the logits, so that greedy decoding never picks a new
-    # token, which zeros would not ensure; as an input it is as far from every word as can be.
+    # The mean row's logit is the mean of the logits, never their maximum, so that greedy decoding
+    # picks no new token. Zeros would not ensure that: all logits may be negative.
     mean = table.double().mean(dim=0, keepdim=True).float()
     return torch.cat([table, mean.expand(rows - table.shape[0], -1)])
 

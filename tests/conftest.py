@@ -1,0 +1,113 @@
+"""Bundles that the exporter makes of tiny LLaVAs with random weights, each made once per run.
+
+Everything heavy is imported where it is needed: most tests need neither PyTorch nor a bundle.
+"""
+
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import LlavaConfig
+
+
+class Exported(NamedTuple):
+    """A checkpoint and the bundle made of it; both are shared, so no test may change them."""
+
+    checkpoint: Path
+    bundle: Path
+
+
+class ExportBundle(Protocol):
+    def __call__(
+        self,
+        config: LlavaConfig,
+        *,
+        precision: str = "fp32",
+        dialect: str = "portable",
+        dense: bool = False,
+        prune_at: Sequence[int] | None = None,
+    ) -> Exported: ...
+
+
+@pytest.fixture(scope="session")
+def export_bundle(tmp_path_factory: pytest.TempPathFactory) -> ExportBundle:
+    """Exports a LLaVA of that config with random weights, without the parity check.
+
+    Equal arguments give the same directories, equal configs the same checkpoint.
+    """
+    checkpoints: dict[str, Path] = {}
+    made: dict[tuple[object, ...], Exported] = {}
+
+    def export(
+        config: LlavaConfig,
+        *,
+        precision: str = "fp32",
+        dialect: str = "portable",
+        dense: bool = False,
+        prune_at: Sequence[int] | None = None,
+    ) -> Exported:
+        name = config.to_json_string(use_diff=False)
+        layers = None if prune_at is None else tuple(prune_at)
+        key = (name, precision, dialect, dense, layers)
+        if key not in made:
+            if name not in checkpoints:
+                checkpoints[name] = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), config)
+            bundle = tmp_path_factory.mktemp("exported") / "bundle"
+            options = {"precision": precision, "dialect": dialect, "dense": dense}
+            write_bundle(checkpoints[name], bundle, prune_at=layers, **options)
+            made[key] = Exported(checkpoints[name], bundle)
+        return made[key]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def tiny(export_bundle: ExportBundle) -> Exported:
+    """4 layers, pruned before layers 1, 2 and 3; fp32, portable; 16 visual tokens per image."""
+    from atp_models.random_configs import tiny_config
+
+    return export_bundle(tiny_config())
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny: Exported) -> Path:
+    """The bundle of `tiny`."""
+    return tiny.bundle
+
+
+def write_checkpoint(directory: Path, config: LlavaConfig) -> Path:
+    from atp_models.random_checkpoint import write_random_checkpoint
+
+    write_random_checkpoint(directory, config)
+    return directory
+
+
+def write_bundle(
+    checkpoint: Path,
+    bundle: Path,
+    *,
+    precision: str,
+    dialect: str,
+    dense: bool,
+    prune_at: Sequence[int] | None,
+) -> None:
+    from atp_export.job import prepare_job
+    from atp_export.manifest_writer import write_manifest
+    from atp_export.progress import QuietReporter
+    from atp_export.stage_writer import StageWriter
+    from atp_export.workspace import Workspace
+
+    job = prepare_job(
+        checkpoint, bundle, precision=precision, dialect=dialect, prune_at=prune_at, dense=dense
+    )
+    with Workspace(bundle, job.key()).open() as workspace:
+        StageWriter(job, workspace, QuietReporter()).write_all()
+        write_manifest(job, workspace)
+        workspace.publish()
