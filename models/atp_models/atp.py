@@ -19,7 +19,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from atp_models.pruning_config import PruningConfig
@@ -262,7 +262,8 @@ class AtpModules(nn.Module):
     def save(self, path: Path) -> None:
         """Writes `atp_modules.safetensors`, float32, tensors "points.{i}.shared.weight" etc."""
         state = {name: value.detach().float().cpu() for name, value in self.state_dict().items()}
-        save_file(state, path)
+        # Not save_file: its files are readable to their owner alone.
+        path.write_bytes(save(state))
 
     @classmethod
     def load(cls, path: Path, config: PruningConfig) -> AtpModules:
