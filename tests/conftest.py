@@ -82,6 +82,21 @@ def tiny_bundle(tiny: Exported) -> Path:
     return tiny.bundle
 
 
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three PNG photos of different content and shape."""
+    import numpy as np
+    from PIL import Image
+
+    directory = tmp_path_factory.mktemp("photos")
+    paths = []
+    for number, (height, width) in enumerate([(48, 64), (70, 40), (32, 32)]):
+        coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        paths.append(directory / f"photo-{number}.png")
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(paths[-1])
+    return paths
+
+
 def write_checkpoint(directory: Path, config: LlavaConfig) -> Path:
     from atp_models.random_checkpoint import write_random_checkpoint
 

@@ -6,12 +6,14 @@ Heavy packages are imported by the commands that need them, so that `--help` is 
 from __future__ import annotations
 
 import argparse
+import importlib
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from atp_runtime.cli.command import add_output_options, run_command
+from atp_runtime.errors import MachineError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,12 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words[1:] if words[:1] == [name] else words)
     options.command = shlex.join(["atp-export", *words])
 
-    def work() -> int:
-        from atp_export.commands import COMMANDS  # noqa: PLC0415 - torch takes seconds to import
+    return run_command("atp-export", lambda: _run(name, options), as_json=options.json)
 
-        return COMMANDS[name](options)
 
-    return run_command("atp-export", work, as_json=options.json)
+def _run(name: str, options: argparse.Namespace) -> int:
+    try:
+        command = importlib.import_module(f"atp_export.commands.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("atp_"):
+            raise
+        raise MachineError(
+            f"the package {error.name} is not installed",
+            why=f"atp-export {name} needs it; what runs on the device does not.",
+            fix="python -m pip install 'atp-llava[export]'",
+        ) from error
+    code: int = command.run(options)
+    return code
 
 
 def _export_parser() -> argparse.ArgumentParser:
@@ -42,7 +54,12 @@ def _export_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", type=Path, help="a Hugging Face LLaVA directory")
     parser.add_argument("bundle", type=Path, help="the directory to make")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp16")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp16",
+        help="of weights, hidden states and caches (default: fp16)",
+    )
     parser.add_argument(
         "--dialect",
         choices=("portable", "native"),
@@ -50,14 +67,15 @@ def _export_parser() -> argparse.ArgumentParser:
         help="portable: opset 18, for TensorRT 10.3 (JetPack 6); native: opset 24, fused "
         "operators, for TensorRT >= 10.15 (default: portable)",
     )
-    parser.add_argument(
+    pruning = parser.add_mutually_exclusive_group()
+    pruning.add_argument(
         "--prune-at",
         type=_layers,
         metavar="4,14,24",
         help="layers before which visual tokens are dropped (default: the checkpoint's "
         "pruning_config.json, else 12.5, 43.75 and 75 %% of the depth)",
     )
-    parser.add_argument("--dense", action="store_true", help="no pruning, one segment")
+    pruning.add_argument("--dense", action="store_true", help="no pruning, one segment")
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="longest sequence (default: the model's own)"
     )
@@ -117,3 +135,7 @@ _PARSERS = {
     "verify": _verify_parser,
     "doctor": _doctor_parser,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@ one flat graph. So the time to trace does not grow with the model's depth.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +18,13 @@ from onnx_ir.passes import common as passes
 from atp_export.graphs.dialects import DIALECTS
 from atp_export.graphs.pieces import AttentionScorer, DecoderLayer, Head, SegmentEntry, Vision
 from atp_export.plan import DTYPE_NAMES
-from atp_export.trace import DOMAIN, Argument, Piece, trace
+from atp_export.trace import DOMAIN, SCOPE, Argument, Piece, trace
 from atp_models.architecture import ModelSpec
 from atp_runtime.manifest import TensorSpec, cache_names
 
 FLOAT, INDEX = torch.float32, torch.int64
 IR_VERSION = 10
+_CALL = "call"  # metadata of a node: the part of the stage it belongs to
 IR_TYPES = {
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
@@ -144,7 +146,7 @@ class StageComposer:
         pixels = Argument("pixel_values", ("images", 3, *vision.image_size), FLOAT)
         piece = trace(
             "Vision",
-            lambda: Vision(self.spec, self.dtype),
+            lambda: Vision(self.spec, self.dialect, self.dtype),
             [pixels],
             ["image_features"],
             dtype=self.dtype,
@@ -152,7 +154,7 @@ class StageComposer:
         )
         builder = _Builder("vision", self.dialect.opset)
         value = builder.input(pixels.name, pixels.dtype, pixels.shape)
-        (features,) = builder.call(piece, [value], prefix="model.")
+        (features,) = builder.call(piece, [value], label="", prefix="model.")
         builder.output(features, "image_features", self.dtype, ("images", vision.tokens, hidden))
         return builder.finish()
 
@@ -170,7 +172,7 @@ class StageComposer:
         }
         builder = _Builder("head", self.dialect.opset)
         value = builder.input("hidden_states", self.dtype, shape)
-        (logits,) = builder.call(piece, [value], prefix="", sources=sources)
+        (logits,) = builder.call(piece, [value], label="", sources=sources)
         builder.output(logits, "logits", FLOAT, (1, self.text.vocabulary))
         return builder.finish()
 
@@ -189,12 +191,16 @@ class StageComposer:
         ]
         scorer_inputs = self._scorer_inputs(builder) if scored else []
         entry = [hidden, keep, positions, past[0][0]]
-        hidden, cos, sin, mask = builder.call(self._entry, entry, prefix="rope.")
+        hidden, cos, sin, mask = builder.call(self._entry, entry, label="entry", prefix="rope.")
         presents = []
         for layer, (past_key, past_value) in zip(range(first, last), past, strict=True):
             arguments = [hidden, cos, sin, mask, past_key, past_value]
-            prefix = f"model.language_model.layers.{layer}."
-            hidden, key, value, query, keys = builder.call(self._layer, arguments, prefix=prefix)
+            hidden, key, value, query, keys = builder.call(
+                self._layer,
+                arguments,
+                label=f"layers.{layer}",
+                prefix=f"model.language_model.layers.{layer}.",
+            )
             presents.append((layer, key, value))
         builder.output(hidden, "hidden_states_out", self.dtype, (1, "kept", self.text.hidden))
         for layer, key, value in presents:
@@ -202,7 +208,8 @@ class StageComposer:
             builder.output(key, key_name, self.dtype, self._cache_shape("kept"))
             builder.output(value, value_name, self.dtype, self._cache_shape("kept"))
         if scored:
-            scores = builder.call(self._scorer, [query, key, keys, mask, *scorer_inputs], prefix="")
+            arguments = [query, key, keys, mask, *scorer_inputs]
+            scores = builder.call(self._scorer, arguments, label="scorer")
             for score, score_name in zip(scores, ("scores.self", "scores.cross"), strict=True):
                 builder.output(score, score_name, FLOAT, ("kept",))
         return builder.finish()
@@ -239,7 +246,8 @@ class _Builder:
         piece: Piece,
         arguments: Sequence[ir.Value],
         *,
-        prefix: str,
+        label: str,
+        prefix: str = "",
         sources: dict[str, str] | None = None,
     ) -> tuple[ir.Value, ...]:
         self.functions[piece.function.name] = piece.function
@@ -256,7 +264,7 @@ class _Builder:
             piece.function.name,
             inputs=[*arguments, *parameters],
             num_outputs=len(piece.outputs),
-            name=prefix.rstrip(".") or piece.function.name,
+            metadata_props={_CALL: label},
         )
         self.graph.append(node)
         return tuple(node.outputs)
@@ -286,12 +294,27 @@ def inline(model: ir.Model) -> None:
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
+    _name(model.graph)
     passes.ClearMetadataAndDocStringPass()(model)
     for node in model.graph:
         for value in node.outputs:
             # Each piece named its axes for itself; together those names contradict each other.
             if not value.is_graph_output():
                 value.shape = None
+
+
+def _name(graph: ir.Graph) -> None:
+    """Names nodes and values after the modules they come from: `layers.3.mlp.up_proj/MatMul`."""
+    used: Counter[str] = Counter()
+    for node in graph:
+        scope = (node.metadata_props.get(_CALL), node.metadata_props.get(SCOPE))
+        name = "/".join((".".join(filter(None, scope)), node.op_type)).lstrip("/")
+        node.name = f"{name}_{used[name]}" if used[name] else name
+        used[name] += 1
+        for index, value in enumerate(node.outputs):
+            value.name = f"{node.name}_output_{index}"
+    for index, value in enumerate(list(graph.initializers.values())):
+        value.name = f"constant_{index}"
 
 
 def _name_outputs(graph: ir.Graph, names: Iterable[str]) -> None:

@@ -1,4 +1,7 @@
-"""What this machine has: packages, memory, disk, GPU, and what that allows."""
+"""What this machine has for exporting, building engines and running.
+
+Needs nothing but Python itself: it is what one runs where something is missing.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,6 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-
-import psutil
-from rich.console import Console
-
-from atp_export.describe import megabytes
 
 EXPORT_PACKAGES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "optimum")
 RUNTIME_PACKAGES = ("numpy", "onnxruntime", "tokenizers", "pillow", "jinja2", "safetensors")
@@ -39,9 +37,7 @@ def examine() -> tuple[Finding, ...]:
         _disk(Path.cwd()),
         _packages("run (atp-run)", RUNTIME_PACKAGES, "pip install atp-llava"),
         _packages("export (atp-export)", EXPORT_PACKAGES, "pip install 'atp-llava[export]'"),
-        _packages(
-            "engines", ENGINE_PACKAGES, "JetPack brings TensorRT; pip install polygraphy"
-        ),
+        _packages("engines", ENGINE_PACKAGES, "JetPack brings TensorRT; pip install polygraphy"),
     )
 
 
@@ -53,14 +49,23 @@ def _jetson() -> Finding:
 
 
 def _memory() -> Finding:
-    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-    text = f"{megabytes(memory.available)} of {megabytes(memory.total)} free"
-    return Finding("memory", f"{text}, swap {megabytes(swap.total)}", ok=True)
+    sizes = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        sizes[name] = int(value.split()[0]) * 1024
+    free, total = _gigabytes(sizes["MemAvailable"]), _gigabytes(sizes["MemTotal"])
+    swap = _gigabytes(sizes["SwapTotal"])
+    return Finding("memory", f"{free} of {total} available, swap {swap}", ok=True)
 
 
 def _disk(directory: Path) -> Finding:
     usage = shutil.disk_usage(directory)
-    return Finding("disk", f"{megabytes(usage.free)} of {megabytes(usage.total)} free", ok=True)
+    found = f"{_gigabytes(usage.free)} of {_gigabytes(usage.total)} free in {directory}"
+    return Finding("disk", found, ok=True)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
 
 
 def _packages(subject: str, names: tuple[str, ...], fix: str) -> Finding:
@@ -77,10 +82,9 @@ def _version(name: str) -> str | None:
         return None
 
 
-def print_findings(findings: tuple[Finding, ...], console: Console) -> None:
+def print_findings(findings: tuple[Finding, ...]) -> None:
     """Prints a line per finding, and the remedy where something is missing."""
     for finding in findings:
-        mark = "✓" if finding.ok else "✗"
-        console.print(f"{mark} {finding.subject}: {finding.found}", highlight=False, markup=False)
+        print(f"{'✓' if finding.ok else '✗'} {finding.subject}: {finding.found}")
         if not finding.ok:
-            console.print(f"    to get it: {finding.fix}", highlight=False, markup=False)
+            print(f"    to get it: {finding.fix}")

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from atp_export.plan import ExportPlan, make_plan, plan_summary
+from atp_export.processor_files import processor_sources
 from atp_export.versions import package_versions
-from atp_export.workspace import work_key
+from atp_export.workspace import record_file, work_key
 from atp_models.architecture import read_architecture
 from atp_models.atp import FILE_NAME as MODULES_NAME
 from atp_models.atp import AtpModules
 from atp_models.checkpoint import Checkpoint, check_tensors
-from atp_models.pruning_config import PruningConfig, default_layers, read_pruning_config
+from atp_models.json_files import read_json
+from atp_models.pruning_config import (
+    PruningConfig,
+    check_layers,
+    default_layers,
+    read_pruning_config,
+)
 from atp_runtime.errors import InputError
 
+CARD_NAME = "demo_card.json"
 UNTRAINED_NOTICE = (
     "The pruning modules are untrained: the checkpoint has no "
     f"{MODULES_NAME}, so thresholds are starting values and the answers of no known quality."
@@ -43,9 +51,17 @@ class ExportJob:
     modules: AtpModules | None = None
     notice: str | None = None
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """`Checkpoint.fingerprint`, which reads a little of every tensor, once."""
+        return self.checkpoint.fingerprint()
+
     def key(self) -> str:
         """Equal keys give equal bundles."""
-        return work_key(self.checkpoint.fingerprint(), plan_summary(self.plan), package_versions())
+        small = [*processor_sources(self.checkpoint.path), self.checkpoint.path / MODULES_NAME]
+        hashes = [record_file(path).sha256 for path in small if path.is_file()]
+        plan = plan_summary(self.plan)
+        return work_key(self.fingerprint, hashes, plan, self.notice, package_versions())
 
 
 def prepare_job(
@@ -100,22 +116,19 @@ def _pruning_config(
         config = stored or PruningConfig(layers=default_layers(depth))
         return config if config.layers else None
     layers = tuple(prune_at)
-    trained = stored is not None and (checkpoint / MODULES_NAME).is_file()
+    check_layers(layers, depth)
+    trained = (checkpoint / MODULES_NAME).is_file()
     if stored is not None and trained and layers != stored.layers:
         raise InputError(
-            f"--prune-at {','.join(map(str, layers))}",
-            why=f"the modules of {checkpoint} were trained before layers "
-            f"{', '.join(map(str, stored.layers))}.",
+            f"--prune-at {_listed(layers)}",
+            why=f"the modules of {checkpoint} were trained before layers {_listed(stored.layers)}.",
             fix="leave --prune-at away, or train modules for these layers.",
         )
-    try:
-        return replace(stored, layers=layers) if stored else PruningConfig(layers=layers)
-    except ValueError as error:
-        raise InputError(
-            f"--prune-at {','.join(map(str, layers))}: {error}",
-            why="each pruning point needs a layer before it and one after it.",
-            fix=f"name layers between 1 and {depth - 1}, each once, in rising order.",
-        ) from error
+    return replace(stored, layers=layers) if stored else PruningConfig(layers=layers)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ",".join(map(str, layers))
 
 
 def _modules(
@@ -131,8 +144,6 @@ def _modules(
 
 def _card_notice(checkpoint: Path) -> str | None:
     """What the card of an assembled checkpoint wants said with every answer."""
-    card = checkpoint / "demo_card.json"
-    if not card.is_file():
-        return None
-    notice = json.loads(card.read_text(encoding="utf-8")).get("notice")
+    card = checkpoint / CARD_NAME
+    notice = read_json(card).get("notice") if card.is_file() else None
     return str(notice) if notice else None

@@ -46,7 +46,7 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
         pruning_weights=PRUNING_FILE if PRUNING_FILE in files else None,
         provenance=Provenance(
             model=job.checkpoint.path.resolve().name,
-            checkpoint_fingerprint=job.checkpoint.fingerprint(),
+            checkpoint_fingerprint=job.fingerprint,
             command=job.command,
             packages=package_versions(),
             notice=job.notice,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from atp_export.footprint import predict_footprint
 from atp_export.job import ExportJob
@@ -13,9 +14,10 @@ from atp_export.manifest_writer import write_manifest
 from atp_export.parity import ParityReport, run_parity
 from atp_export.progress import Reporter
 from atp_export.stage_writer import StageWriter
-from atp_export.workspace import Workspace, check_space, is_bundle, write_atomically
-from atp_runtime.errors import CheckFailedError, InputError
-from atp_runtime.manifest import read_manifest
+from atp_export.workspace import Workspace, check_space, write_atomically
+from atp_runtime.bundle import Bundle
+from atp_runtime.errors import AtpError, CheckFailedError, InputError
+from atp_runtime.manifest import MANIFEST_NAME
 from atp_runtime.schema import to_json
 
 
@@ -37,7 +39,7 @@ class ExportResult:
 
 
 def export_bundle(job: ExportJob, *, parity: str, reporter: Reporter) -> ExportResult:
-    """Writes and checks a bundle.
+    """Writes and checks a bundle, and publishes it unless parity fails.
 
     Args:
         job: See `prepare_job`.
@@ -45,12 +47,11 @@ def export_bundle(job: ExportJob, *, parity: str, reporter: Reporter) -> ExportR
         reporter: Where progress goes.
 
     Raises:
-        InputError: The directory exists and is not this bundle.
+        InputError: The directory exists and is not this bundle, or another export writes it.
         MachineError: The disk has no room.
-        CheckFailedError: The checkpoint's values do not fit the precision.
+        CheckFailedError: The checkpoint's values are not finite in this precision.
     """
-    if job.bundle.exists():
-        _refuse_foreign(job)
+    if is_exported(job):
         return ExportResult(None, (), {}, unchanged=True)
     start = time.perf_counter()
     with Workspace(job.bundle, job.key()).open() as workspace:
@@ -59,52 +60,68 @@ def export_bundle(job: ExportJob, *, parity: str, reporter: Reporter) -> ExportR
         writer = StageWriter(job, workspace, reporter)
         writer.write_all()
         write_manifest(job, workspace)
-        report = None
-        if parity != "off":
-            report = run_parity(
-                job.checkpoint,
-                job.plan.spec,
-                job.plan,
-                workspace.root,
-                mode=parity,
-                report=reporter.note,
-            )
-            text = json.dumps(to_json(report), indent=2) + "\n"
-            write_atomically(workspace.root / PARITY_REPORT, text)
+        report = None if parity == "off" else _check_parity(job, workspace.root, parity, reporter)
         seconds = {**writer.seconds, "total": time.perf_counter() - start}
-        result = ExportResult(report, workspace.resumed, seconds)
         record = {"key": job.key(), "command": job.command, "seconds": seconds}
         write_atomically(workspace.root / EXPORT_REPORT, json.dumps(record, indent=2) + "\n")
         if report is None or report.passed:
             workspace.publish()
-    return result
+    return ExportResult(report, workspace.resumed, seconds)
 
 
-def require_parity(job: ExportJob, result: ExportResult) -> None:
-    """Refuses a bundle that does not compute what the checkpoint does.
+def _check_parity(job: ExportJob, root: Path, mode: str, reporter: Reporter) -> ParityReport:
+    spec, plan = job.plan.spec, job.plan
+    report = run_parity(job.checkpoint, spec, plan, root, mode=mode, report=reporter.note)
+    write_atomically(root / PARITY_REPORT, json.dumps(to_json(report), indent=2) + "\n")
+    return report
+
+
+def parity_failure(job: ExportJob, result: ExportResult) -> CheckFailedError | None:
+    """What to say of a bundle that does not compute what the checkpoint does, if so."""
+    if result.parity is None or result.parity.passed:
+        return None
+    return CheckFailedError(
+        f"{job.bundle}: parity failed",
+        why="the bundle does not compute what the checkpoint does, so it was not published.",
+        fix=f"read {job.bundle}.partial/{PARITY_REPORT}; with fp16, try --precision fp32.",
+    )
+
+
+def is_exported(job: ExportJob) -> bool:
+    """Whether the bundle that the job would make is already there.
 
     Raises:
-        CheckFailedError: Parity was checked and failed.
+        InputError: Something else is there, or the bundle is damaged.
     """
-    if result.parity is not None and not result.parity.passed:
-        raise CheckFailedError(
-            f"{job.bundle}: parity failed",
-            why="the bundle does not compute what the checkpoint does, so it was not published.",
-            fix=f"read {job.bundle}.partial/{PARITY_REPORT}; with fp16, try --precision fp32.",
+    path = job.bundle
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return False
+    if not (path / MANIFEST_NAME).is_file():
+        is_checkpoint = path.is_dir() and path.samefile(job.checkpoint.path)
+        raise InputError(
+            f"{path}: {'is the checkpoint itself' if is_checkpoint else 'exists and is no bundle'}",
+            why="an export never overwrites what it did not make.",
+            fix="name a directory that does not exist yet.",
         )
+    if _recorded_key(path) != job.key():
+        raise InputError(
+            f"{path}: holds another bundle",
+            why="it was made from another checkpoint, with other options or package versions.",
+            fix="remove that directory, or name another one.",
+        )
+    try:
+        Bundle.open(path)
+    except AtpError as error:
+        raise InputError(
+            f"{path}: was exported, and is damaged",
+            why=error.what,
+            fix="remove that directory and run the same command again.",
+        ) from error
+    return True
 
 
-def _refuse_foreign(job: ExportJob) -> None:
-    if is_bundle(job.bundle):
-        record = job.bundle / EXPORT_REPORT
-        read_manifest(job.bundle)
-        if record.is_file() and json.loads(record.read_text())["key"] == job.key():
-            return
-        what = "holds another bundle"
-    else:
-        what = "exists and is no bundle"
-    raise InputError(
-        f"{job.bundle}: {what}",
-        why="an export never overwrites what it did not make.",
-        fix="remove the directory, or name another one.",
-    )
+def _recorded_key(bundle: Path) -> object:
+    try:
+        return json.loads((bundle / EXPORT_REPORT).read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

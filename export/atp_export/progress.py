@@ -28,6 +28,10 @@ class Reporter(Protocol):
         """Says one line."""
         ...
 
+    def waiting(self, title: str) -> contextlib.AbstractContextManager[object]:
+        """Accompanies work of unknown length."""
+        ...
+
     def task(self, title: str, total_bytes: int) -> contextlib.AbstractContextManager[Advance]:
         """Accompanies work on so many bytes; the value is called with each advance."""
         ...
@@ -46,6 +50,10 @@ class QuietReporter:
     def note(self, text: str) -> None:
         """Drops the line."""
 
+    def waiting(self, title: str) -> contextlib.AbstractContextManager[object]:  # noqa: ARG002
+        """Runs the work in silence."""
+        return contextlib.nullcontext()
+
     @contextlib.contextmanager
     def task(self, title: str, total_bytes: int) -> Iterator[Advance]:  # noqa: ARG002
         """Runs the work in silence."""
@@ -58,6 +66,10 @@ class LineReporter:
     def note(self, text: str) -> None:
         """Prints the line."""
         print(text, file=sys.stderr, flush=True)
+
+    def waiting(self, title: str) -> contextlib.AbstractContextManager[object]:  # noqa: ARG002
+        """Runs the work in silence; the line of the step that it belongs to follows."""
+        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def task(self, title: str, total_bytes: int) -> Iterator[Advance]:
@@ -77,6 +89,10 @@ class BarReporter:
     def note(self, text: str) -> None:
         """Prints the line."""
         self._console.print(text, highlight=False, markup=False)
+
+    def waiting(self, title: str) -> contextlib.AbstractContextManager[object]:
+        """Shows a spinner, which goes away when the work is done."""
+        return self._console.status(title)
 
     @contextlib.contextmanager
     def task(self, title: str, total_bytes: int) -> Iterator[Advance]:

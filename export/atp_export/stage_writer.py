@@ -54,19 +54,18 @@ class StageWriter:
         (self.workspace.root / GRAPH_DIRECTORY).mkdir(exist_ok=True)
 
     def write_all(self) -> None:
-        """Writes embedding, vision, segments, head and the small files."""
+        """Writes the small files, which may be refused, then embedding, vision, segments, head."""
+        self._step("processor", self._write_processor)
         self._step("embedding", self._write_embedding)
-        self._step("vision", lambda: self._write_stage("vision", self.composer.vision()))
+        self._step("vision", partial(self._write_stage, "vision", self.composer.vision))
         for segment in self.job.plan.segments:
             self._step(segment.name, partial(self._write_segment, segment))
-        self._step("head", lambda: self._write_stage("head", self.composer.head()))
-        self._step("processor", self._write_processor)
+        self._step("head", partial(self._write_stage, "head", self.composer.head))
 
     def _write_segment(self, segment: SegmentPlan) -> FinishedStep:
-        layers = (segment.first, segment.last)
-        scored = segment.pruning is not None
-        graph = self.composer.segment(segment.name, *layers, scored=scored)
-        return self._write_stage(segment.name, graph, layers=layers, pruning=segment.pruning)
+        name, layers, pruning = segment.name, (segment.first, segment.last), segment.pruning
+        compose = partial(self.composer.segment, name, *layers, scored=pruning is not None)
+        return self._write_stage(name, compose, layers=layers, pruning=pruning)
 
     def _step(self, name: str, write: Callable[[], FinishedStep]) -> None:
         if name in self.workspace.steps:
@@ -90,11 +89,13 @@ class StageWriter:
     def _write_stage(
         self,
         name: str,
-        graph: StageGraph,
+        compose: Callable[[], StageGraph],
         *,
         layers: tuple[int, int] = (0, 0),
         pruning: PruningPoint | None = None,
     ) -> FinishedStep:
+        with self.reporter.waiting(f"{name}: tracing"):
+            graph = compose()
         own = [weight for weight in graph.weights if weight.source != EMBEDDING_SOURCE]
         placements, total = place(own)
         path = self.workspace.root / data_file(name)
@@ -129,7 +130,7 @@ class StageWriter:
         model = attach(graph, [locations.get(weight.name, shared) for weight in graph.weights])
         path = self.workspace.root / file
         path.write_bytes(ir.serde.serialize_model(model).SerializeToString())
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(str(path), full_check=True)
         return record_file(path)
 
     def _write_processor(self) -> FinishedStep:

@@ -6,6 +6,7 @@ same second and memory as a toy. The weights get their values when a stage is wr
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -22,6 +23,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 DOMAIN = "atp"
+# Metadata of a node: the submodule it comes from, as `self_attn.q_proj`.
+SCOPE = "scope"
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ def _as_piece(name: str, model: ir.Model, arguments: list[str]) -> Piece:
     for value in [v for v in graph.inputs if v.name not in arguments and not v.uses()]:
         graph.inputs.remove(value)
     _initializers_to_constants(graph)
+    _keep_scopes(graph)
     graph.opset_imports.update(model.opset_imports)
     function = ir.Function(DOMAIN, name, graph=graph, attributes=[])
     return Piece(
@@ -199,6 +203,19 @@ def _initializers_to_constants(graph: ir.Graph) -> None:
         del graph.initializers[str(value.name)]
         graph.insert_before(graph[0], constant)
         value.replace_all_uses_with(constant.outputs[0])
+
+
+def _keep_scopes(graph: ir.Graph) -> None:
+    """Of the exporter's remarks on a node keeps which submodule it comes from."""
+    scope = ""
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        node.metadata_props.clear()
+        # The last one is the operation. Nodes that an optimisation made have none, and belong
+        # with the one before; what is in no module has a made-up one.
+        scope = scopes[-2] if len(scopes) > 1 else scope
+        if not scope.startswith("_empty"):
+            node.metadata_props[SCOPE] = scope
 
 
 def _fold_transpose(graph: ir.Graph, value: ir.Value, weight: Weight) -> Weight:

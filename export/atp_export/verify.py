@@ -11,9 +11,10 @@ from rich.console import Console
 from atp_export.job import prepare_job
 from atp_export.parity import ParityReport, render_tree, run_parity
 from atp_export.progress import Reporter
-from atp_runtime.bundle import Bundle
+from atp_models.checkpoint import Checkpoint
+from atp_runtime.bundle import Bundle, verify_files
 from atp_runtime.errors import CheckFailedError, InputError
-from atp_runtime.manifest import Manifest
+from atp_runtime.manifest import Manifest, Stage, read_manifest
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,50 @@ def verify_bundle(
         CheckFailedError: A file's hash is wrong.
         InputError: The bundle is malformed, or was exported from another checkpoint.
     """
-    bundle = Bundle.open(path, verify="full")
-    reporter.note(f"hashes: {len(bundle.manifest.files)} files are as exported")
-    stages, problems = [], []
-    for stage in bundle.manifest.stages:
-        try:
-            onnx.checker.check_model(str(bundle.path(stage.graph)))
-            stages.append(stage.name)
-        except onnx.checker.ValidationError as error:
-            problems.append(f"{stage.name}: {error}")
+    bundle = Bundle(path.resolve(), read_manifest(path))
+    if checkpoint:
+        _require_origin(bundle.manifest, checkpoint)
+    _check_hashes(bundle, reporter)
+    problems = {stage.name: _graph_problem(bundle, stage) for stage in bundle.manifest.stages}
     report = _parity(bundle, checkpoint, parity, reporter) if checkpoint else None
-    return Verdict(len(bundle.manifest.files), tuple(stages), tuple(problems), report)
+    return Verdict(
+        files=len(bundle.manifest.files),
+        stages=tuple(name for name, problem in problems.items() if problem is None),
+        problems=tuple(f"{name}: {problem}" for name, problem in problems.items() if problem),
+        parity=report,
+    )
+
+
+def _check_hashes(bundle: Bundle, reporter: Reporter) -> None:
+    total = sum(record.bytes for record in bundle.manifest.files.values())
+    before = 0
+    with reporter.task("hashes", total) as advance:
+
+        def in_all(_name: str, done: int, _total: int) -> None:
+            nonlocal before
+            advance(done - before)
+            before = done
+
+        verify_files(bundle, in_all)
+
+
+def _graph_problem(bundle: Bundle, stage: Stage) -> str | None:
+    """What the ONNX checker, shape inference included, has against a stage's graph."""
+    try:
+        onnx.checker.check_model(str(bundle.path(stage.graph)), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def _require_origin(manifest: Manifest, checkpoint: Path) -> None:
+    found = Checkpoint.open(checkpoint).fingerprint()
+    if found != manifest.provenance.checkpoint_fingerprint:
+        raise InputError(
+            f"{checkpoint}: not the checkpoint of this bundle",
+            why=f"the bundle was exported from {manifest.provenance.model} with other contents.",
+            fix="point --checkpoint to the directory the bundle was exported from.",
+        )
 
 
 def _parity(bundle: Bundle, checkpoint: Path, mode: str, reporter: Reporter) -> ParityReport:
@@ -77,12 +111,6 @@ def _parity(bundle: Bundle, checkpoint: Path, mode: str, reporter: Reporter) -> 
         dense=not _cuts(manifest),
         max_tokens=manifest.axes["tokens"].maximum,
     )
-    if job.checkpoint.fingerprint() != manifest.provenance.checkpoint_fingerprint:
-        raise InputError(
-            f"{checkpoint}: not the checkpoint of this bundle",
-            why=f"the bundle was exported from {manifest.provenance.model} with other contents.",
-            fix="point --checkpoint to the directory the bundle was exported from.",
-        )
     return run_parity(
         job.checkpoint, job.plan.spec, job.plan, bundle.root, mode=mode, report=reporter.note
     )
@@ -105,15 +133,13 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(render_tree(verdict.parity), highlight=False, markup=False)
 
 
-def require_verified(path: Path, verdict: Verdict) -> None:
-    """Refuses a bundle of which a check said no.
-
-    Raises:
-        CheckFailedError: The ONNX checker or parity failed.
-    """
-    if not verdict.passed:
-        raise CheckFailedError(
-            f"{path}: verification failed",
-            why="see the checks above: this bundle does not do what its checkpoint does.",
-            fix="export it again; if it fails again, try --precision fp32 and report the tree.",
-        )
+def failure(path: Path, verdict: Verdict) -> CheckFailedError | None:
+    """What to say of a bundle of which a check said no, if one did."""
+    if verdict.passed:
+        return None
+    failed = ["parity failed"] if verdict.parity and not verdict.parity.passed else []
+    return CheckFailedError(
+        f"{path}: verification failed",
+        why="; ".join([*verdict.problems, *failed]),
+        fix="export it again; if it fails again, try --precision fp32 and report the tree.",
+    )

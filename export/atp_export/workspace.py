@@ -1,6 +1,6 @@
 """The directory an export works in until the bundle is whole.
 
-Work happens in `BUNDLE.partial`; a finished stage is recorded there, so that an interrupted
+Work happens in `BUNDLE.partial`; a finished step is recorded there, so that an interrupted
 export resumes behind it. The last step renames the directory, so a directory of the bundle's
 name is always a whole bundle.
 """
@@ -10,20 +10,21 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from atp_runtime.errors import InputError, MachineError
-from atp_runtime.manifest import MANIFEST_NAME, FileRecord, Stage
+from atp_runtime.manifest import FileRecord, Stage
 from atp_runtime.schema import from_json, to_json
 
 STATE_NAME = "export-state.json"
 LOCK_NAME = "export.lock"
-EXPORT_RECORD = "reports/export.json"
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,20 @@ class _State:
 
 
 class Workspace:
-    """`BUNDLE.partial`, held by one process at a time."""
+    """`BUNDLE.partial`, held by one process at a time.
+
+    Attributes:
+        bundle: What it becomes.
+        root: Where it is.
+        key: Of what is exported, see `work_key`.
+        steps: What is finished, by name, in the order it was.
+        resumed: Which of these a former export had finished.
+    """
 
     def __init__(self, bundle: Path, key: str) -> None:
-        self.bundle = bundle
-        self.root = bundle.with_name(bundle.name + ".partial")
+        # Resolved, so that "." and links have a name and a parent.
+        self.bundle = bundle.resolve()
+        self.root = self.bundle.with_name(self.bundle.name + ".partial")
         self.key = key
         self.steps: dict[str, FinishedStep] = {}
         self.resumed: tuple[str, ...] = ()
@@ -55,23 +65,44 @@ class Workspace:
         """Makes or resumes the directory.
 
         What a former export left is kept if it was made from the same checkpoint with the same
-        options, and removed otherwise.
+        options and still has the recorded hashes, and removed otherwise. Where an export fails
+        before its first step is finished, nothing is left.
 
         Raises:
-            InputError: Another export is writing the same bundle.
+            InputError: Another export is writing the same bundle, or a file is in the way.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"{self.root}: no directory can be made here",
+                why="a file of that name, or of a directory's above it, is in the way.",
+                fix="choose another directory for the bundle.",
+            ) from error
         with (self.root / LOCK_NAME).open("w") as lock:
+            self._take(lock)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"{self.bundle}: another export is writing this bundle",
-                    why="two writers would mix their files.",
-                    fix="wait for it to end, or choose another directory.",
-                ) from error
-            self._resume()
-            yield self
+                self._resume()
+                yield self
+            except BaseException:
+                if not (self.root / STATE_NAME).exists():
+                    shutil.rmtree(self.root, ignore_errors=True)
+                raise
+
+    def _take(self, lock: IO[str]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who held it until now may have published or removed the directory around it.
+            there = (self.root / LOCK_NAME).stat()
+            if os.path.samestat(there, os.fstat(lock.fileno())):
+                return
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        raise InputError(
+            f"{self.bundle}: another export is writing this bundle",
+            why="two writers would mix their files.",
+            fix="wait for it to end, or choose another directory.",
+        )
 
     def _resume(self) -> None:
         state = _read_state(self.root / STATE_NAME)
@@ -86,7 +117,7 @@ class Workspace:
 
     def _is_whole(self, step: FinishedStep) -> bool:
         paths = [(self.root / name, record) for name, record in step.files.items()]
-        return all(path.is_file() and path.stat().st_size == r.bytes for path, r in paths)
+        return all(path.is_file() and record_file(path) == record for path, record in paths)
 
     def finish(self, name: str, step: FinishedStep) -> None:
         """Records a step whose files are completely written."""
@@ -96,9 +127,9 @@ class Workspace:
 
     def publish(self) -> None:
         """Makes the finished directory the bundle."""
-        for name in (STATE_NAME, LOCK_NAME):
-            (self.root / name).unlink(missing_ok=True)
         self.root.rename(self.bundle)
+        for name in (STATE_NAME, LOCK_NAME):
+            (self.bundle / name).unlink(missing_ok=True)
 
 
 def _read_state(path: Path) -> _State | None:
@@ -106,7 +137,7 @@ def _read_state(path: Path) -> _State | None:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
         return from_json(_State, value, source=str(path), fix="remove it.")
     except (OSError, ValueError, InputError):
-        # Missing, or cut off in the middle: there is nothing to resume from.
+        # Missing, or of another version: there is nothing to resume from.
         return None
 
 
@@ -125,27 +156,29 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def record_file(path: Path) -> FileRecord:
-    """Size and hash of a small file."""
-    data = path.read_bytes()
-    return FileRecord(len(data), hashlib.sha256(data).hexdigest())
+    """Size and hash of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return FileRecord(size, digest.hexdigest())
 
 
 def check_space(directory: Path, needed: int) -> None:
     """Refuses to begin what cannot end.
 
+    Args:
+        directory: An existing one.
+        needed: Bytes still to be written there.
+
     Raises:
         MachineError: The file system has less than `needed` bytes free.
     """
-    existing = next(p for p in [directory, *directory.parents] if p.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(directory).free
     if free < needed:
         raise MachineError(
-            f"{existing}: {free / 1e9:.1f} GB free",
-            why=f"the bundle takes {needed / 1e9:.1f} GB.",
+            f"{directory}: {free / 1e9:.2f} GB free",
+            why=f"the export has {needed / 1e9:.2f} GB to write there.",
             fix="free space, or write to another disk.",
         )
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether a finished bundle is there."""
-    return (path / MANIFEST_NAME).is_file()

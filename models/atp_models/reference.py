@@ -80,6 +80,7 @@ class LayerStep:
         tokens: Those that entered it.
         entered: Hidden states [1, kept, hidden] that it took.
         left: Hidden states [1, kept, hidden] that it gave.
+        query: [1, kept, heads * head_dim], before RoPE.
         key: [1, kept, kv_heads, head_dim], after RoPE, of the chunk.
         value: Like `key`.
         scores: If they were asked for.
@@ -88,6 +89,7 @@ class LayerStep:
     tokens: Tokens
     entered: Tensor
     left: Tensor
+    query: Tensor
     key: Tensor
     value: Tensor
     scores: Scores | None
@@ -280,14 +282,16 @@ class LayerRunner:
             )
         cached = self._cache.layers[attention.layer_idx]
         # Copies: the cache is replaced by a longer one with the next chunk.
-        key, value = (kv[:, :, past:].transpose(1, 2).clone() for kv in (cached.keys, cached.values))
-        scores = None
+        key, value = (
+            kv[:, :, past:].transpose(1, 2).clone() for kv in (cached.keys, cached.values)
+        )
+        query, scores = seen["q_proj"], None
         if scored:
-            query = seen["q_proj"].unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
-            query, _ = apply_rotary_pos_emb(query, query, *rotation)
+            heads = torch.unflatten(query, 2, (-1, attention.head_dim)).transpose(1, 2)
+            rotated, _ = apply_rotary_pos_emb(heads, heads, *rotation)
             weights = seen["attention"][..., past:]
-            scores = attention_scores(query, cached.keys[:, :, past:], weights, tokens.visual)
-        return LayerStep(tokens, hidden, left, key, value, scores)
+            scores = attention_scores(rotated, cached.keys[:, :, past:], weights, tokens.visual)
+        return LayerStep(tokens, hidden, left, query, key, value, scores)
 
 
 @torch.inference_mode()

@@ -57,21 +57,36 @@ class ReferenceParts:
 
     @torch.inference_mode()
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [1, vocabulary] of the last position of [1, tokens, hidden]."""
+        """Logits [tokens, vocabulary] of every position of [1, tokens, hidden]."""
         norm = copy.deepcopy(self._skeleton.model.language_model.norm)
-        last = self._filled(norm, "model.language_model.norm.")(hidden[:, -1])
+        last = self._filled(norm, "model.language_model.norm.")(hidden[0])
         name = EMBEDDING if self._spec.text.tied_embeddings else HEAD
         return nn.functional.linear(last, self._checkpoint.read(name).float())
 
     def see(self, pixel_values: Tensor) -> VisionStep:
         """Runs the vision tower and the projector on [images, 3, height, width]."""
         model = copy.deepcopy(self._skeleton.model)
-        # Not on "meta": some towers have buffers that no checkpoint holds.
-        with no_init_weights():
-            tower = AutoModel.from_config(self._config.vision_config, dtype=torch.float32)
-        model.vision_tower = self._filled(tower.eval(), _TOWER)
+        model.vision_tower = self._tower(self._config.vision_config)
         model.multi_modal_projector = self._filled(model.multi_modal_projector, _PROJECTOR)
         return see(model, pixel_values)
+
+    @torch.inference_mode()
+    def tower_states(self, pixel_values: Tensor, layers: int) -> tuple[Tensor, ...]:
+        """Hidden states entering the tower's first layers, and those leaving the last of them.
+
+        Args:
+            pixel_values: [images, 3, height, width].
+            layers: How many layers are built.
+        """
+        config = copy.deepcopy(self._config.vision_config)
+        config.num_hidden_layers = layers
+        return tuple(self._tower(config)(pixel_values, output_hidden_states=True).hidden_states)
+
+    def _tower(self, config: Any) -> nn.Module:
+        # Not on "meta": some towers have buffers that no checkpoint holds.
+        with no_init_weights():
+            tower = AutoModel.from_config(config, dtype=torch.float32)
+        return self._filled(tower.eval(), _TOWER)
 
     def _filled(self, module: nn.Module, prefix: str) -> nn.Module:
         tensors = self._checkpoint.tensors

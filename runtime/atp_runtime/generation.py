@@ -24,6 +24,9 @@ class GenerationOptions:
         max_new_tokens: The answer ends after so many tokens.
         sampling: How a token is picked.
         stop: Strings that end the answer; they are not part of it.
+
+    Raises:
+        InputError: `max_new_tokens` is below 1, or a stop string is empty.
     """
 
     max_new_tokens: int = 256
@@ -37,6 +40,7 @@ class GenerationOptions:
                 why="an answer has at least one token.",
                 fix="choose 1 or more.",
             )
+        StopStrings(self.stop)  # refuses here what it would refuse behind the prefill
 
 
 class NextLogits(Protocol):
@@ -58,7 +62,8 @@ class GeneratedText:
     Attributes:
         text: What was shown, joined.
         ids: Every sampled token, an end-of-sequence token included.
-        finish_reason: "eos", "stop", "length" (max_new_tokens) or "context" (no position left).
+        finish_reason: What ended it: "eos" (an end-of-sequence token), "stop" (a stop string),
+            "length" (`max_new_tokens`) or "context" (the model has no position left).
         seconds: When each token was sampled, in seconds of `time.perf_counter`.
     """
 
@@ -73,7 +78,7 @@ def generate(
     decoder: NextLogits,
     tokenizer: Tokenizer,
     options: GenerationOptions,
-    show: ShowText,
+    show: ShowText | None = None,
 ) -> GeneratedText:
     """Samples an answer.
 
@@ -87,17 +92,9 @@ def generate(
     Raises:
         CheckFailedError: The logits are not finite.
     """
-    sampler, stream = Sampler(options.sampling), StreamDecoder(tokenizer)
-    stop = StopStrings(options.stop)
+    sampler, output = Sampler(options.sampling), _Output(tokenizer, options.stop, show)
     ids: list[int] = []
     seconds: list[float] = []
-    pieces: list[str] = []
-
-    def emit(piece: str) -> None:
-        if piece:
-            pieces.append(piece)
-            show(piece)
-
     while True:
         token = sampler.pick(logits)
         ids.append(token)
@@ -105,19 +102,50 @@ def generate(
         if token in tokenizer.eos_token_ids:
             reason = "eos"
             break
-        emit(stop.push(stream.push(token)))
-        if stop.stopped:
-            reason = "stop"
+        output.push(token)
+        if output.stopped:
             break
-        if len(ids) >= options.max_new_tokens:
+        if len(ids) == options.max_new_tokens:
             reason = "length"
             break
         if not decoder.has_room():
             reason = "context"
             break
         logits = decoder.feed(token)
-    emit(stop.push(stream.flush()))
-    emit(stop.flush())
-    if stop.stopped:
+    output.finish()
+    if output.stopped:
         reason = "stop"
-    return GeneratedText("".join(pieces), tuple(ids), reason, tuple(seconds))
+    return GeneratedText(output.text, tuple(ids), reason, tuple(seconds))
+
+
+class _Output:
+    """The answer's text on its way to the user, as far as no later token can change it."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], show: ShowText | None) -> None:
+        self._stream = StreamDecoder(tokenizer)
+        self._stop = StopStrings(stop)
+        self._show = show
+        self._pieces: list[str] = []
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has appeared."""
+        return self._stop.stopped
+
+    @property
+    def text(self) -> str:
+        """All that was shown."""
+        return "".join(self._pieces)
+
+    def push(self, token: int) -> None:
+        self._emit(self._stop.push(self._stream.push(token)))
+
+    def finish(self) -> None:
+        self._emit(self._stop.push(self._stream.flush()))
+        self._emit(self._stop.flush())
+
+    def _emit(self, piece: str) -> None:
+        if piece:
+            self._pieces.append(piece)
+            if self._show:
+                self._show(piece)

@@ -1,10 +1,68 @@
-"""From a rendered conversation to the decoder's token ids."""
+"""From a conversation to the decoder's token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from atp_runtime.chat import ChatTemplate, ImagePart, Message
 from atp_runtime.errors import InputError
+from atp_runtime.manifest import VisionModel
+from atp_runtime.tokenizer import Tokenizer
+
+
+class PromptWriter:
+    """Renders conversations with a checkpoint's template and tokenizer.
+
+    Args:
+        template: The checkpoint's.
+        tokenizer: The checkpoint's.
+        vision: How many features an image has, and the id of their placeholder.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, vision: VisionModel) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+        self._vision = vision
+
+    def ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids up to where the answer begins, one placeholder per image feature.
+
+        Raises:
+            InputError: The template refuses the conversation, or does not place every image.
+        """
+        text = self._template.render(messages, add_generation_prompt=True)
+        images = sum(isinstance(part, ImagePart) for it in messages for part in it.content)
+        return expand_images(
+            self._tokenizer.encode_prompt(text),
+            self._vision.image_token_id,
+            self._vision.tokens,
+            images,
+        )
+
+    def check_text(self, text: str, name: str) -> None:
+        """Makes sure that a text cannot be taken for an image.
+
+        Args:
+            text: What the user wrote.
+            name: What it is, for the message.
+
+        Raises:
+            InputError: The placeholder is written out in it.
+        """
+        placeholder = self._template.image_token
+        if placeholder in text:
+            raise InputError(
+                f"{name} contains {placeholder}",
+                why="the model takes that for the place of a photo, and the places are set by "
+                "the chat template.",
+                fix=f"leave it away, or write it as {_spaced(placeholder)}; photos are given "
+                "beside the question.",
+            )
+
+    def quotable(self, answer: str) -> str:
+        """An answer as later prompts may repeat it, the placeholder no longer being one."""
+        placeholder = self._template.image_token
+        return answer.replace(placeholder, _spaced(placeholder))
 
 
 def expand_images(
@@ -19,15 +77,16 @@ def expand_images(
         images: Images the conversation has.
 
     Raises:
-        InputError: The text names more or fewer images than there are.
+        InputError: The prompt has more or fewer placeholders than there are images.
     """
-    named = sum(token == image_token_id for token in ids)
-    if named != images:
+    places = sum(token == image_token_id for token in ids)
+    if places != images:
         raise InputError(
-            f"the prompt names {named} image(s), {images} given",
-            why="each placeholder in the prompt stands for one image.",
-            fix="do not write the image placeholder into the question; the chat template "
-            "places one per image.",
+            f"the prompt has {places} image placeholder(s) for {images} image(s)",
+            why=f"each image takes the place of one token {image_token_id}, and nothing says "
+            "where the others belong.",
+            fix="ask without photos, or use a bundle whose chat template has a place for every "
+            "photo and whose tokenizer knows the placeholder.",
         )
     expanded: list[int] = []
     for token in ids:
@@ -35,9 +94,5 @@ def expand_images(
     return expanded
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the longest beginning that both have."""
-    for length, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return length
-    return min(len(left), len(right))
+def _spaced(placeholder: str) -> str:
+    return f"{placeholder[:1]} {placeholder[1:]}"

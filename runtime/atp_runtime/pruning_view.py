@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from atp_runtime.answer import Answer
 from atp_runtime.picture import PointView, draw_pruning
-from atp_runtime.session import Answer
 
 
 def pruned_images(answer: Answer) -> tuple[int, ...]:

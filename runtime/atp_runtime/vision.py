@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from atp_runtime.backends.base import Backend
+from atp_runtime.backends.base import Backend, item_size
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError
 from atp_runtime.images import load_image
 from atp_runtime.preprocess import ImageProcessor, ImageView, PreprocessedImage
+from atp_runtime.text_files import read_json_if_present
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +42,16 @@ class VisionEncoder:
         backend: What runs the stage.
 
     Raises:
-        InputError: The processor's file is missing or of an unknown kind.
+        InputError: The processor's file is missing or of an unknown kind, or the graph cannot
+            be loaded.
+        MachineError: Memory does not suffice.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         manifest = bundle.manifest
         self._backend = backend
         self._model = manifest.vision
-        self._processor = ImageProcessor.from_file(_processor_file(bundle))
+        self._processor = ImageProcessor.from_file(_processor_file(bundle.path(manifest.processor)))
         stage = manifest.stage("vision")
         self._stage = backend.load(bundle, stage)
         self._features = (1, manifest.vision.tokens, manifest.text.hidden)
@@ -62,6 +66,7 @@ class VisionEncoder:
 
         Raises:
             InputError: It cannot be read, or does not come out in the size the graph takes.
+            MachineError: Memory does not hold it.
         """
         image = load_image(source)
         processed = self._processor(image)
@@ -71,7 +76,7 @@ class VisionEncoder:
     def encode(self, photo: Photo) -> npt.NDArray[Any]:
         """Image features, T [tokens, hidden]."""
         pixels = self._backend.upload(photo.pixel_values[None])
-        size = int(np.prod(self._features)) * np.dtype(self._dtype).itemsize
+        size = math.prod(self._features) * item_size(self._dtype)
         features = self._backend.allocate(size).array(self._features, self._dtype)
         self._stage.run({"pixel_values": pixels}, {"image_features": features})
         return np.array(self._backend.download(features)[0])
@@ -81,19 +86,21 @@ class VisionEncoder:
         if found != wanted:
             raise InputError(
                 f"the image processor delivers {found[1]} x {found[0]} pixels",
-                why=f"the bundle's vision graph takes {wanted[1]} x {wanted[0]}.",
-                fix="export the bundle again; its processor files do not belong to its graphs.",
+                why=f"the bundle's vision graph takes {wanted[1]} x {wanted[0]}, and the bundle's "
+                "image processor neither crops nor pads every photo to that.",
+                fix="crop the photo to that shape; if no photo works, export the bundle again.",
             )
 
 
-def _processor_file(bundle: Bundle) -> Path:
-    directory = bundle.manifest.processor
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = bundle.path(f"{directory}/{name}")
-        if path.is_file():
-            return path
+def _processor_file(directory: Path) -> Path:
+    """Where Transformers 5 finds the image processor: nested in the newer file, if it is there."""
+    nested, own = directory / "processor_config.json", directory / "preprocessor_config.json"
+    if "image_processor" in read_json_if_present(nested):
+        return nested
+    if own.is_file():
+        return own
     raise InputError(
-        f"{bundle.root / directory}: no preprocessor_config.json",
+        f"{directory}: no {own.name}",
         why="without it nobody knows how photos are resized and normalised.",
         fix="export the bundle again with atp-export.",
     )

@@ -43,10 +43,18 @@ class Dialect(Protocol):
         """Scores [..., query, key] with what `mask` hides pushed far below the rest."""
         ...
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Scaled dot-product attention of q [1, query, heads, head_dim] over k and v
-        [1, key, kv_heads, head_dim], softmax in float32; [1, query, heads * head_dim].
-        """  # noqa: D205 - the shapes belong to the sentence
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Scaled dot-product attention, softmax in float32.
+
+        Args:
+            q: [batch, query, heads, head_dim].
+            k: [batch, key, kv_heads, head_dim].
+            v: Like `k`.
+            mask: What `mask` returned, or None where every query sees every key.
+
+        Returns:
+            [batch, query, heads * head_dim].
+        """
         ...
 
 
@@ -73,9 +81,10 @@ class Portable:
     def apply_mask(self, scores: Tensor, mask: Tensor) -> Tensor:
         return scores + mask
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        weights = self.apply_mask(grouped_scores(q, k), mask)
-        weights = weights.softmax(-1).to(v.dtype)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        scores = grouped_scores(q, k)
+        visible = scores if mask is None else self.apply_mask(scores, mask)
+        weights = visible.softmax(-1).to(v.dtype)
         mixed = weights @ v.permute(0, 2, 1, 3).unsqueeze(2)
         return mixed.permute(0, 3, 1, 2, 4).flatten(2)
 
@@ -110,7 +119,7 @@ class Native:
     def apply_mask(self, scores: Tensor, mask: Tensor) -> Tensor:
         return torch.where(mask, scores, torch.full((), HIDDEN))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         # No softmax_precision: TensorRT refuses the attribute (and computes it in float32).
         mixed: Tensor = torch.onnx.ops.attention(
             q.flatten(2),
@@ -128,11 +137,11 @@ def grouped_scores(q: Tensor, k: Tensor) -> Tensor:
     """Scores q . k / sqrt(head_dim) in float32, without copying k once per query head.
 
     Args:
-        q: [1, query, heads, head_dim].
-        k: [1, key, kv_heads, head_dim].
+        q: [batch, query, heads, head_dim].
+        k: [batch, key, kv_heads, head_dim].
 
     Returns:
-        [1, kv_heads, heads / kv_heads, query, key].
+        [batch, kv_heads, heads / kv_heads, query, key].
     """
     kv_heads, head_dim = k.shape[2], k.shape[3]
     # The scale goes on q: in FP16 the unscaled products could overflow.

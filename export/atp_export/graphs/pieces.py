@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AttentionInterface, AutoModel
 from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -87,6 +87,25 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(spec.hidden, kv_width, bias=bias)
         self.o_proj = nn.Linear(width, spec.hidden, bias=bias)
 
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Attends from `x` [1, kept, hidden]; further arguments and results as `DecoderLayer`."""
+        split = (-1, self.head_dim)
+        query = self.dialect.rotate(self.q_proj(x).unflatten(2, split), cos, sin)
+        key = self.dialect.rotate(self.k_proj(x).unflatten(2, split), cos, sin)
+        value = self.v_proj(x).unflatten(2, split)
+        keys = torch.cat((past_key, key), dim=1)
+        values = torch.cat((past_value, value), dim=1)
+        mixed = self.dialect.attend(query, keys, values, mask)
+        return self.o_proj(mixed), key, value, query, keys
+
 
 class FeedForward(nn.Module):
     """LLaMA's gated feed-forward block."""
@@ -110,7 +129,6 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, spec: TextSpec, dialect: Dialect) -> None:
         super().__init__()
-        self.dialect = dialect
         self.input_layernorm = RmsNorm(spec.hidden, spec.rms_norm_eps, dialect)
         self.self_attn = Attention(spec, dialect)
         self.post_attention_layernorm = RmsNorm(spec.hidden, spec.rms_norm_eps, dialect)
@@ -140,16 +158,9 @@ class DecoderLayer(nn.Module):
             for the scorer the query [1, kept, heads, head_dim] and all keys
             [1, key, kv_heads, head_dim].
         """
-        attention = self.self_attn
-        split = (-1, attention.head_dim)
         x = self.input_layernorm(hidden_states)
-        query = self.dialect.rotate(attention.q_proj(x).unflatten(2, split), cos, sin)
-        key = self.dialect.rotate(attention.k_proj(x).unflatten(2, split), cos, sin)
-        value = attention.v_proj(x).unflatten(2, split)
-        keys = torch.cat((past_key, key), dim=1)
-        values = torch.cat((past_value, value), dim=1)
-        mixed = self.dialect.attend(query, keys, values, mask)
-        hidden_states = hidden_states + attention.o_proj(mixed)
+        mixed, key, value, query, keys = self.self_attn(x, cos, sin, mask, past_key, past_value)
+        hidden_states = hidden_states + mixed
         x = self.post_attention_layernorm(hidden_states)
         return hidden_states + self.mlp(x), key, value, query, keys
 
@@ -229,15 +240,17 @@ class Head(nn.Module):
 
 
 class Vision(nn.Module):
-    """Vision tower, feature selection and projector: Transformers' own modules."""
+    """Vision tower, feature selection and projector: Transformers' modules, our attention."""
 
-    def __init__(self, spec: ModelSpec, dtype: torch.dtype) -> None:
+    def __init__(self, spec: ModelSpec, dialect: Dialect, dtype: torch.dtype) -> None:
         super().__init__()
         config = spec.transformers_config()
         self.dtype = dtype
         self.feature_layer = spec.vision.feature_layer
         self.drop_first = spec.vision.select_strategy == "default"
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = AutoModel.from_config(
+            config.vision_config, attn_implementation=_register_attention(dialect)
+        )
         self.multi_modal_projector = LlavaMultiModalProjector(config)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -250,3 +263,21 @@ class Vision(nn.Module):
             states = [state[:, 1:] for state in states]
         features: Tensor = self.multi_modal_projector(torch.cat(states, dim=-1))
         return features
+
+
+def _register_attention(dialect: Dialect) -> str:
+    """Makes the dialect's attention known to Transformers' towers; returns its name.
+
+    Their own choices trace to shape arithmetic, masks of zeros and NaN checks in every layer.
+    """
+
+    def attend(
+        _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **_: object
+    ) -> tuple[Tensor, None]:
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        mixed = dialect.attend(query, key, value, mask)
+        return torch.unflatten(mixed, 2, (query.shape[2], -1)), None
+
+    name = f"atp_{dialect.name}"
+    AttentionInterface.register(name, attend)
+    return name

@@ -7,6 +7,7 @@ those few would decide, and the others could be wrong unseen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,14 @@ def as_rows(array: Array) -> Rows:
     if wide.ndim <= 2:
         return wide.reshape(1, -1)
     return wide.reshape(wide.shape[0] * wide.shape[1], -1)
+
+
+def in_sequence(steps: Sequence[Array]) -> Array:
+    """Tensors [1, 1, ...] or [1, width] of several decode steps as one [1, steps, ...].
+
+    Of one token alone the norm is a small sample; together, steps tell rounding from a scale.
+    """
+    return np.concatenate([a[:, np.newaxis] if a.ndim == 2 else a for a in steps], axis=1)
 
 
 def compare(

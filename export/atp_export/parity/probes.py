@@ -18,41 +18,50 @@ from atp_runtime.manifest import Stage, cache_names
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
 SCORES = ("scores.self", "scores.cross")
 _TOWER_NORM = re.compile(
-    r"model\.vision_tower\.encoder\.layers?\.(?P<layer>\d+)\.(?:layer_norm1|norm1)\.weight"
+    r"(?P<prefix>model\.vision_tower\.encoder\.layers?\.(?P<layer>\d+)\.)"
+    r"(?:layer_norm1|norm1)\.weight"
 )
+_TOWER_OUTPUTS = ("mlp.fc2", "mlp.down_proj")
 
 
 def hidden_name(layer: int) -> str:
-    """What a probe calls the hidden states that enter a layer."""
+    """What a probe calls the hidden states that enter a layer, or leave the one before."""
     return f"hidden_states.{layer}"
 
 
-def with_hidden_states(path: Path, stage: Stage) -> ir.Model:
-    """A stage that also returns the hidden states entering its layers.
+def query_name(layer: int) -> str:
+    """What a probe calls a decoder layer's queries before RoPE."""
+    return f"query.{layer}"
 
-    For a segment those of all layers but the first, for the vision stage those of all layers
-    of the tower that it has. The head is returned as it is.
+
+def with_probes(path: Path, stage: Stage) -> ir.Model:
+    """A stage that also returns what happens between and in its layers.
+
+    A segment also returns the queries of its layers and the hidden states entering all of them
+    but the first, the vision stage the hidden states entering and leaving the layers of its
+    tower. The head is returned as it is.
 
     Raises:
         CheckFailedError: The graph is not a chain of layers.
     """
     model = ir.load(path)
+    graph, (first, last) = model.graph, stage.layers
     if stage.kind == "segment":
-        layers = range(stage.layers[0] + 1, stage.layers[1])
-        probes = [_entering(model.graph, stage, layer) for layer in layers]
-    else:
-        probes = _entering_tower(model.graph)
-    model.graph.outputs.extend(probes)
+        graph.outputs.extend(_entering(graph, stage, layer) for layer in range(first + 1, last))
+        graph.outputs.extend(_query(graph, stage, layer) for layer in range(first, last))
+    elif stage.kind == "vision":
+        graph.outputs.extend(_tower_states(graph, stage))
     return model
 
 
-def tower_layers(path: Path, layers: int) -> ir.Model:
-    """The vision stage up to where its tower's layer number `layers` begins.
+def tower_layers(path: Path, stage: Stage, layers: int) -> ir.Model:
+    """The first layers of the vision stage's tower, with `hidden_name` outputs only.
 
-    Its outputs are `hidden_name(0)` to `hidden_name(layers)`.
+    Raises:
+        CheckFailedError: The graph is not a chain of layers.
     """
     model = ir.load(path)
-    probes = _entering_tower(model.graph)[: layers + 1]
+    probes = _tower_states(model.graph, stage)[: layers + 1]
     part = ir.convenience.extract(model.graph, list(model.graph.inputs), probes)
     return ir.Model(part, ir_version=model.ir_version)
 
@@ -79,7 +88,7 @@ def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
     inputs += [names["position_ids"], past_key, past_value]
     ends = layer + 1 == last
     outputs = [names["hidden_states_out"] if ends else _entering(graph, stage, layer + 1)]
-    outputs += [key, value]
+    outputs += [key, value, _query(graph, stage, layer)]
     if ends and stage.pruning:
         inputs += [names[name] for name in SCORER_INPUTS]
         outputs += [names[name] for name in SCORES]
@@ -88,45 +97,69 @@ def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
 
 
 def _entering(graph: ir.Graph, stage: Stage, layer: int) -> ir.Value:
-    """The hidden states between `layer - 1` and `layer`, named and typed."""
+    """The hidden states between `layer - 1` and `layer`."""
     value = _residual_sum(graph, stage, f"model.language_model.layers.{layer - 1}.mlp.down_proj")
-    like = next(output for output in graph.outputs if output.name == "hidden_states_out")
-    return _named(value, hidden_name(layer), like)
+    return _as_output(value, hidden_name(layer), graph)
 
 
-def _residual_sum(graph: ir.Graph, stage: Stage, projection: str) -> ir.Value:
-    value = graph.initializers.get(f"{projection}.weight")
-    while value is not None:
-        consumers = list(value.consumers())
-        if len(consumers) != 1:
-            break
-        (node,) = consumers
-        value = node.outputs[0]
-        if node.op_type == "Add" and not any(x is None or x.is_initializer() for x in node.inputs):
-            return value
-    raise CheckFailedError(
-        f"{stage.name}: the graph has no residual sum after {projection}",
-        why="the layers of the segment cannot be told apart, so they cannot be compared.",
-        fix="export the bundle again with atp-export.",
-    )
+def _query(graph: ir.Graph, stage: Stage, layer: int) -> ir.Value:
+    value = _projected(graph, stage, f"model.language_model.layers.{layer}.self_attn.q_proj")
+    return _as_output(value, query_name(layer), graph)
 
 
-def _entering_tower(graph: ir.Graph) -> list[ir.Value]:
-    """The hidden states that enter the tower's layers, in order."""
-    like = next(output for output in graph.outputs if output.name == "image_features")
-    found = {}
+def _tower_states(graph: ir.Graph, stage: Stage) -> list[ir.Value]:
+    """The hidden states that enter the tower's layers, in order, and that leave the last."""
+    found: dict[int, ir.Value] = {}
+    last = ""
     for name, weight in graph.initializers.items():
         match = _TOWER_NORM.fullmatch(name)
         norms = [node for node in weight.consumers() if node.op_type == "LayerNormalization"]
         if match and norms and norms[0].inputs[0] is not None:
             found[int(match["layer"])] = norms[0].inputs[0]
-    return [
-        _named(value, hidden_name(layer), like, ranked=False)
-        for layer, value in sorted(found.items())
-    ]
+            last = match["prefix"] if len(found) == int(match["layer"]) + 1 else last
+    names = (f"{last}{projection}" for projection in _TOWER_OUTPUTS)
+    projection = next((n for n in names if f"{n}.weight" in graph.initializers), f"{last}fc2")
+    states = [value for _, value in sorted(found.items())]
+    states.append(_residual_sum(graph, stage, projection))
+    return [_as_output(value, hidden_name(layer), graph) for layer, value in enumerate(states)]
 
 
-def _named(value: ir.Value, name: str, like: ir.Value, *, ranked: bool = True) -> ir.Value:
-    value.name, value.type = name, like.type
-    value.shape = like.shape if ranked else None
+def _residual_sum(graph: ir.Graph, stage: Stage, projection: str) -> ir.Value:
+    """What a projection is added to, and the projection: the first sum of two activations."""
+    value = _projected(graph, stage, projection)
+    while len(consumers := list(value.consumers())) == 1:
+        (node,) = consumers
+        value = node.outputs[0]
+        if node.op_type == "Add" and not _takes_weight(node):
+            return value
+    raise _unreadable(stage, projection)
+
+
+def _projected(graph: ir.Graph, stage: Stage, projection: str) -> ir.Value:
+    """What a projection gives, its bias added."""
+    weight = graph.initializers.get(f"{projection}.weight")
+    consumers = [] if weight is None else list(weight.consumers())
+    if len(consumers) != 1:
+        raise _unreadable(stage, projection)
+    value: ir.Value = consumers[0].outputs[0]
+    following = list(value.consumers())
+    biased = len(following) == 1 and following[0].op_type == "Add" and _takes_weight(following[0])
+    return following[0].outputs[0] if biased else value
+
+
+def _takes_weight(node: ir.Node) -> bool:
+    return any(value is None or value.is_initializer() for value in node.inputs)
+
+
+def _as_output(value: ir.Value, name: str, graph: ir.Graph) -> ir.Value:
+    """Names and types a value, of unknown shape; its dtype is that of the stage's outputs."""
+    value.name, value.type, value.shape = name, graph.outputs[0].type, None
     return value
+
+
+def _unreadable(stage: Stage, projection: str) -> CheckFailedError:
+    return CheckFailedError(
+        f"{stage.name}: the graph does not use {projection} as a layer does",
+        why="its layers cannot be told apart, so they cannot be compared.",
+        fix="export the bundle again with atp-export.",
+    )

@@ -90,4 +90,5 @@ def picture(size: tuple[int, int], number: int) -> npt.NDArray[np.float32]:
     distance = np.hypot(row / height - generator.random(), column / width - generator.random())
     colours[:, distance < 0.2] += generator.normal(size=(3, 1))
     colours -= colours.mean()
-    return (colours / colours.std()).astype(np.float32)
+    normalised: npt.NDArray[np.float32] = (colours / colours.std()).astype(np.float32)
+    return normalised

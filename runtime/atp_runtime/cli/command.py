@@ -8,15 +8,39 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from atp_runtime.errors import AtpError, MachineError
+from atp_runtime.errors import AtpError, InputError, MachineError
 
-INTERRUPTED = 130
+
+class InterruptedWorkError(AtpError):
+    """The user pressed Ctrl-C (exit code 130, as shells have it)."""
+
+    exit_code = 130
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Complains by raising `InputError`, so that `--json` covers wrong options, too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the error.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            message,
+            why="the command line cannot be understood.",
+            fix=f"see {self.prog} --help.",
+        )
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -27,35 +51,68 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print results and errors only")
 
 
-def run_command(name: str, work: Callable[[], int], *, as_json: bool) -> int:
+def wants_json(words: Sequence[str]) -> bool:
+    """Whether `--json` is among the words of a command line that is not parsed yet."""
+    return "--json" in words
+
+
+def run_command(
+    name: str,
+    work: Callable[[], int],
+    *,
+    as_json: bool,
+    if_interrupted: str = "run the same command again; what was finished is kept.",
+) -> int:
     """Runs a command's work and turns every foreseeable failure into a message and a code.
 
     Args:
         name: The command's name, for the message.
         work: Returns the exit code.
         as_json: Print errors as a JSON document on standard output.
+        if_interrupted: What to do after Ctrl-C.
     """
+    # An answer may have characters that the terminal's encoding lacks.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    code = None
     try:
-        return work()
-    except AtpError as error:
-        return _fail(name, error, as_json=as_json)
-    except KeyboardInterrupt:
-        message = f"{name}: interrupted; what was finished is kept, run again to go on"
-        print(f"\n{message}", file=sys.stderr)
-        return INTERRUPTED
-    except MemoryError:
-        return _fail(name, out_of_memory(), as_json=as_json)
+        code = _exit_code(name, work, as_json=as_json, if_interrupted=if_interrupted)
+        if sys.stdout:
+            sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output went away; keep Python from complaining again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _discard_output()
     except OSError as error:
-        return _fail(name, _from_os_error(error), as_json=as_json)
+        _discard_output()
+        if code is None or code == 0:
+            code = print_error(name, _from_os_error(error, "standard output"))
+    return code or 0
 
 
 def print_json(document: Any) -> None:
     """Prints the command's one JSON document."""
     print(json.dumps(document, indent=2))
+
+
+def print_note(text: str) -> None:
+    """Prints a line on standard error."""
+    if sys.stderr:  # None where it was closed, which would send the text to standard output
+        print(text, file=sys.stderr, flush=True)
+
+
+def print_error(name: str, error: AtpError) -> int:
+    """Prints an error on standard error; returns its exit code."""
+    print_note(f"{name}: {error}")
+    return error.exit_code
+
+
+def error_document(error: AtpError) -> dict[str, Any]:
+    """An error as a part of a JSON document."""
+    return {
+        "what": error.what,
+        "why": error.why,
+        "fix": error.fix,
+        "exit_code": error.exit_code,
+    }
 
 
 def out_of_memory() -> MachineError:
@@ -67,8 +124,29 @@ def out_of_memory() -> MachineError:
     )
 
 
-def _from_os_error(error: OSError) -> MachineError:
-    where = error.filename or "a file"
+def _exit_code(name: str, work: Callable[[], int], *, as_json: bool, if_interrupted: str) -> int:
+    try:
+        return work()
+    except AtpError as raised:
+        error = raised
+    except KeyboardInterrupt:
+        print_note("")  # behind the ^C of the terminal
+        error = InterruptedWorkError(
+            "interrupted", why="Ctrl-C ended the work.", fix=if_interrupted
+        )
+    except MemoryError:
+        error = out_of_memory()
+    except BrokenPipeError:
+        raise
+    except OSError as raised:
+        error = _from_os_error(raised, "a file")
+    if as_json:
+        print_json({"error": error_document(error)})
+    return print_error(name, error)
+
+
+def _from_os_error(error: OSError, unnamed: str) -> MachineError:
+    where = error.filename or unnamed
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError(
             f"{where}: the disk is full",
@@ -82,9 +160,6 @@ def _from_os_error(error: OSError) -> MachineError:
     )
 
 
-def _fail(name: str, error: AtpError, *, as_json: bool) -> int:
-    if as_json:
-        parts = {"what": error.what, "why": error.why, "fix": error.fix}
-        print_json({"error": {**parts, "exit_code": error.exit_code}})
-    print(f"{name}: {error}", file=sys.stderr)
-    return error.exit_code
+def _discard_output() -> None:
+    """Lets Python's own flush at exit succeed, where nobody reads standard output any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,27 +10,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from atp_runtime.cli.command import add_output_options, run_command
+from atp_runtime.cli.command import CommandParser, add_output_options, run_command, wants_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `atp-run`; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> int:
+        # Intermixed, as the question may stand before or behind the options.
+        options = _parser().parse_intermixed_args(words)
         from atp_runtime.cli.run_work import answer, chat  # noqa: PLC0415 - see above
 
         return chat(options) if options.chat else answer(options)
 
-    return run_command("atp-run", work, as_json=options.json)
+    return run_command("atp-run", work, as_json=wants_json(words), if_interrupted="ask again.")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="atp-run",
         description="Answer a question about photos with a bundle that atp-export made.",
         epilog="Exit codes: 0 done, 1 a check failed, 2 wrong input, 3 the machine lacks "
-        "something, 130 interrupted.",
+        "something, 130 interrupted. A chat goes on after a question that failed, and ends with "
+        "the code of the last one that did.",
     )
     parser.add_argument("bundle", type=Path, help="the directory that atp-export wrote")
     parser.add_argument("question", nargs="?", help="what to ask; not with --chat")
@@ -43,11 +46,17 @@ def _parser() -> argparse.ArgumentParser:
         help="a photo the question is about; repeat for several",
     )
     parser.add_argument(
-        "--chat", action="store_true", help="read questions from standard input, one per line"
+        "--chat",
+        action="store_true",
+        help="read questions from standard input, one per line; photos belong to the first",
     )
-    parser.add_argument("--system", metavar="TEXT", help="the system prompt")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="the system prompt (default: the chat template's)"
+    )
     _add_generation(parser)
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default: one per core)"
+    )
     parser.add_argument(
         "--stats", action="store_true", help="print tokens kept, times, GFLOP/s, GB/s and memory"
     )
@@ -55,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         "--show-pruning",
         type=Path,
         metavar="OUT.png",
-        help="draw the photo once per pruning point, dropped patches dimmed",
+        help="draw the photo once per pruning point, dropped patches dimmed; several photos are "
+        "drawn to OUT-1.png, OUT-2.png ...",
     )
     add_output_options(parser)
     return parser
@@ -63,12 +73,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
-    group.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    group.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="longest answer (default: %(default)s)",
+    )
     group.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)"
     )
-    group.add_argument("--top-k", type=int, default=0, metavar="K", help="0 is all (default)")
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    group.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="draw from the K likeliest tokens; 0 is all (default)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens that together have probability P; 1 is all (default)",
+    )
     group.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
     group.add_argument(
         "--stop",

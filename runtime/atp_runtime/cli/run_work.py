@@ -3,167 +3,149 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from atp_runtime.cli.command import print_json
-from atp_runtime.errors import InputError
+from atp_runtime.answer import Answer
+from atp_runtime.cli.command import error_document, print_error, print_json, print_note
+from atp_runtime.cli.run_pictures import check_pictures, check_prunes, draw_pictures
+from atp_runtime.cli.run_report import answer_document, notes, statistics_lines
+from atp_runtime.conversation import ImageSources
+from atp_runtime.errors import AtpError, InputError
 from atp_runtime.generation import GenerationOptions
-from atp_runtime.picture import save_picture
-from atp_runtime.pruning_view import draw_answer, pruned_images
+from atp_runtime.images import load_image
 from atp_runtime.sampling import SamplingOptions
-from atp_runtime.schema import to_json
-from atp_runtime.session import Answer, Session
-from atp_runtime.statistics import Statistics
+from atp_runtime.session import Session
 
 
 def answer(options: argparse.Namespace) -> int:
-    """Asks the one question."""
+    """Asks the one question; returns the exit code."""
     if options.question is None:
         raise InputError(
             "no question",
             why="there is nothing to answer.",
             fix="write the question behind the bundle, or use --chat.",
         )
-    generation = generation_options(options)
+    generation = _check(options)
     with Session.open(options.bundle, threads=options.threads) as session:
-        conversation = session.conversation(options.system)
-        show = _no_show if options.json else _show
-        result = conversation.ask(options.question, options.image, generation, show)
-        pictures = _draw(result, session, options.show_pruning)
-        _report(result, session, pictures, options)
+        document = _Dialogue(session, options, generation, options.image).ask(options.question)
+    if options.json:
+        print_json(document)
     return 0
 
 
 def chat(options: argparse.Namespace) -> int:
-    """Asks every line of standard input; photos belong to the first."""
-    if options.question is not None or options.json:
+    """Asks every line of standard input; returns the exit code of the last that failed."""
+    if options.question is not None:
         raise InputError(
-            "--chat with a question or --json",
-            why="a chat reads its questions from standard input and prints answers as they come.",
-            fix="leave the question and --json away, or leave --chat away.",
+            "--chat with a question",
+            why="a chat reads its questions from standard input.",
+            fix="leave the question away, or leave --chat away.",
         )
-    generation = generation_options(options)
+    generation = _check(options)
+    code, turns = 0, []
     with Session.open(options.bundle, threads=options.threads) as session:
-        conversation = session.conversation(options.system)
-        images = options.image
-        for question in _questions(quiet=options.quiet):
-            result = conversation.ask(question, images, generation, _show)
-            pictures = _draw(result, session, options.show_pruning) if images else []
-            _report(result, session, pictures, options)
-            images = []
-    return 0
+        # Read now: a photo that cannot be read would fail every question.
+        photos = [session.model.vision.read(path) for path in options.image]
+        dialogue = _Dialogue(session, options, generation, photos)
+        for question in _questions():
+            try:
+                document = dialogue.ask(question)
+            except AtpError as error:
+                code = print_error("atp-run", error)
+                document = {"error": error_document(error)}
+            turns.append({"question": question, **document})
+    if options.json:
+        print_json({"turns": turns})
+    return code
 
 
-def generation_options(options: argparse.Namespace) -> GenerationOptions:
-    """The generation options of the command line.
+class _Dialogue:
+    """A conversation whose answers are shown as the options want them.
 
-    Raises:
-        InputError: One of them is out of range.
+    Photos belong to the first question that is answered.
     """
+
+    def __init__(
+        self,
+        session: Session,
+        options: argparse.Namespace,
+        generation: GenerationOptions,
+        photos: ImageSources,
+    ) -> None:
+        self._manifest = session.model.manifest
+        if options.show_pruning:
+            check_prunes(self._manifest)
+        self._options = options
+        self._generation = generation
+        self._photos = photos
+        self._conversation = session.conversation(options.system)
+        self._answered = 0
+
+    def ask(self, question: str) -> dict[str, Any]:
+        """Asks, shows, and returns the answer's JSON document."""
+        options, photos = self._options, self._photos
+        show = None if options.json else _show
+        result = self._conversation.ask(question, photos, self._generation, show)
+        self._photos = ()
+        if not options.json:
+            print(flush=True)
+        pictures = []
+        if options.show_pruning and photos:
+            pictures = draw_pictures(result, self._manifest, options.show_pruning)
+        self._answered += 1
+        if not options.json:
+            self._tell(result, pictures)
+        return answer_document(result, self._manifest.provenance.notice, pictures)
+
+    def _tell(self, result: Answer, pictures: Sequence[Path]) -> None:
+        notice = self._manifest.provenance.notice if self._answered == 1 else None
+        if not self._options.quiet:
+            for line in notes(result, notice, pictures):
+                print_note(line)
+        if self._options.stats:
+            for line in statistics_lines(result.statistics):
+                print_note(line)
+
+
+def _check(options: argparse.Namespace) -> GenerationOptions:
+    """Refuses what can be refused before the bundle is opened, which may take long."""
     sampling = SamplingOptions(
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed,
     )
-    return GenerationOptions(options.max_new_tokens, sampling, tuple(options.stop))
+    generation = GenerationOptions(options.max_new_tokens, sampling, tuple(options.stop))
+    for path in options.image:
+        if not os.access(path, os.R_OK):
+            load_image(path)  # says what is wrong with it
+    if options.show_pruning:
+        check_pictures(options.show_pruning, len(options.image))
+    return generation
 
 
-def _questions(*, quiet: bool) -> Iterator[str]:
-    prompt = "" if quiet or not sys.stdin.isatty() else "> "
+def _questions() -> Iterator[str]:
+    if sys.stdin is None:
+        return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # What is no UTF-8 is refused as a question, it does not end the chat.
+        sys.stdin.reconfigure(errors="surrogateescape")
+    prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     while True:
-        print(prompt, end="", flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
+        try:
+            line = input(prompt)
+        except EOFError:
+            break
         if line.strip():
             yield line.strip()
+    if prompt:
+        print()
 
 
 def _show(piece: str) -> None:
     print(piece, end="", flush=True)
-
-
-def _no_show(_piece: str) -> None:
-    """The answer is part of the JSON document."""
-
-
-def _draw(result: Answer, session: Session, target: Path | None) -> list[Path]:
-    """One picture per photo of the turn; several photos get a number each."""
-    if target is None:
-        return []
-    grid, images = session.bundle.manifest.vision.grid, pruned_images(result)
-    if not images:
-        raise InputError(
-            "--show-pruning without a photo",
-            why="only visual tokens are pruned.",
-            fix="add --image PHOTO.",
-        )
-    paths = []
-    for number in images:
-        name = f"{target.stem}-{number + 1}{target.suffix}" if len(images) > 1 else target.name
-        paths.append(target.with_name(name))
-        save_picture(draw_answer(result, number, grid), paths[-1])
-    return paths
-
-
-def _report(
-    result: Answer, session: Session, pictures: list[Path], options: argparse.Namespace
-) -> None:
-    notice = session.bundle.manifest.provenance.notice
-    if options.json:
-        print_json(
-            {
-                "answer": result.text,
-                "finish_reason": result.finish_reason,
-                "notice": notice,
-                "pictures": [str(path) for path in pictures],
-                "statistics": to_json(result.statistics),
-            }
-        )
-        return
-    print(flush=True)
-    if options.quiet:
-        return
-    if notice:
-        print(f"note: {notice}", file=sys.stderr)
-    for path in pictures:
-        print(f"picture: {path}", file=sys.stderr)
-    if options.stats:
-        for line in describe(result.statistics):
-            print(line, file=sys.stderr)
-
-
-def describe(statistics: Statistics) -> list[str]:
-    """The statistics as lines for people."""
-    s = statistics
-    lines = [
-        f"prompt            {s.prompt_tokens} tokens, {s.visual_tokens} of them visual"
-        + (f"; {s.reused_tokens} more from the cache" if s.reused_tokens else "")
-    ]
-    for point in s.points:
-        share = 100 * point.kept / point.entered if point.entered else 0
-        note = f" ({point.note})" if point.note else ""
-        lines.append(
-            f"before layer {point.before_layer:<4} {point.kept} of {point.entered} visual tokens "
-            f"kept, {share:.0f} %{note}"
-        )
-    if s.mean_visual_tokens is not None:
-        lines.append(f"visual tokens     {s.mean_visual_tokens:.1f} on average over all layers")
-    lines.append(
-        f"first token       {1e3 * s.first_token_seconds:.0f} ms: images and tokens "
-        f"{1e3 * s.preprocess_seconds:.0f}, vision {1e3 * s.vision_seconds:.0f}, "
-        f"prefill {1e3 * s.prefill_seconds:.0f} ({s.prefill_gflops:.1f} GFLOP/s)"
-    )
-    lines.append(f"answer            {s.answer_tokens} tokens" + _rate(s))
-    lines.append(f"peak memory       {s.peak_memory_bytes / 2**20:.0f} MiB")
-    return lines
-
-
-def _rate(statistics: Statistics) -> str:
-    if statistics.tokens_per_second is None or statistics.decode_gbps is None:
-        return ""
-    rate, traffic = statistics.tokens_per_second, statistics.decode_gbps
-    return f", {rate:.1f} tokens/s ({traffic:.1f} GB/s)"

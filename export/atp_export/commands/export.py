@@ -1,0 +1,76 @@
+"""`atp-export CHECKPOINT BUNDLE`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+
+from atp_export.commands.outcome import end
+from atp_export.describe_plan import print_plan
+from atp_export.footprint import predict_footprint
+from atp_export.job import ExportJob, prepare_job
+from atp_export.parity import render_tree
+from atp_export.pipeline import ExportResult, export_bundle, parity_failure
+from atp_export.plan import plan_summary
+from atp_export.progress import make_reporter
+from atp_runtime.cli.command import print_json
+from atp_runtime.schema import to_json
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exports, or with `--dry-run` describes what would be exported."""
+    job = prepare_job(
+        options.checkpoint,
+        options.bundle,
+        precision=options.precision,
+        dialect=options.dialect,
+        prune_at=options.prune_at,
+        dense=options.dense,
+        max_tokens=options.max_tokens,
+        command=options.command,
+    )
+    if options.dry_run:
+        return _dry_run(job, as_json=options.json)
+    reporter = make_reporter(quiet=options.quiet or options.json)
+    result = export_bundle(job, parity=options.parity, reporter=reporter)
+    if not (options.quiet or options.json):
+        _print_result(job, result, Console(soft_wrap=True))
+    document = _document(job, result) if options.json else None
+    return end(parity_failure(job, result), document)
+
+
+def _dry_run(job: ExportJob, *, as_json: bool) -> int:
+    footprint = predict_footprint(job.plan)
+    if as_json:
+        print_json({"plan": to_json(plan_summary(job.plan)), "footprint": to_json(footprint)})
+    else:
+        print_plan(job.plan, footprint, Console())
+    return 0
+
+
+def _document(job: ExportJob, result: ExportResult) -> dict[str, Any]:
+    return {
+        "bundle": str(job.bundle),
+        "unchanged": result.unchanged,
+        "resumed": list(result.resumed),
+        "seconds": result.seconds,
+        "notice": job.notice,
+        "parity": to_json(result.parity),
+    }
+
+
+def _print_result(job: ExportJob, result: ExportResult, console: Console) -> None:
+    if result.unchanged:
+        text = f"{job.bundle}: already there, exported from the same checkpoint and options"
+        console.print(text, highlight=False, markup=False)
+        return
+    if result.parity is not None:
+        console.print(render_tree(result.parity), highlight=False, markup=False)
+        if not result.parity.passed:
+            return
+    if job.notice:
+        console.print(job.notice, style="yellow", highlight=False, markup=False)
+    text = f"{job.bundle}: exported in {result.seconds['total']:.1f} s"
+    console.print(text, highlight=False, markup=False)

@@ -1,0 +1,88 @@
+"""Both models whole, in memory: stage by stage and end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from atp_export.parity.end_to_end import (
+    PrunedReference,
+    check_dense,
+    check_pruned,
+    run_reference,
+)
+from atp_export.parity.measures import Tolerance
+from atp_export.parity.recording import BundleRun
+from atp_export.parity.report import Check
+from atp_export.parity.samples import Prompt, picture
+from atp_export.parity.stages import check_head, check_segment, check_vision
+from atp_models.reference import LlavaReference
+from atp_runtime.bundle import Bundle
+from atp_runtime.selection import Selectors
+
+Note = Callable[[str], None]
+
+
+def check_fully(
+    bundle: Bundle,
+    reference: LlavaReference,
+    prompts: Sequence[Prompt],
+    tolerances: Mapping[str, Tolerance],
+    report: Note,
+) -> tuple[Check, ...]:
+    """All checks of the full mode.
+
+    Args:
+        bundle: Its manifest is trusted, its files are not hashed.
+        reference: The checkpoint, loaded.
+        prompts: The first is also run stage by stage.
+        tolerances: Of the bundle's precision.
+        report: Told what is being compared.
+    """
+    report(f"parity: {', '.join(prompt.name for prompt in prompts)} end to end")
+    ends, run = _end_to_end(bundle, reference, prompts, tolerances)
+    report("parity: stage by stage")
+    stages = _stages(bundle, reference, prompts[0], run, tolerances)
+    return (*stages, *ends)
+
+
+def _end_to_end(
+    bundle: Bundle,
+    reference: LlavaReference,
+    prompts: Sequence[Prompt],
+    tolerances: Mapping[str, Tolerance],
+) -> tuple[list[Check], PrunedReference | None]:
+    manifest = bundle.manifest
+    prunes = any(stage.pruning for stage in manifest.segments)
+    expected = None
+    with BundleRun(bundle, max(prompt.tokens for prompt in prompts)) as run:
+        checks = [check_dense(run, reference, prompt, tolerances) for prompt in prompts]
+        if prunes and prompts[0].pixel_values is not None:
+            select = Selectors.open(bundle.root, manifest)
+            check, expected = check_pruned(run, reference, prompts[0], select, manifest, tolerances)
+            checks.append(check)
+    return checks, expected
+
+
+def _stages(
+    bundle: Bundle,
+    reference: LlavaReference,
+    prompt: Prompt,
+    run: PrunedReference | None,
+    tolerances: Mapping[str, Tolerance],
+) -> list[Check]:
+    manifest = bundle.manifest
+    pixels = prompt.pixel_values
+    if pixels is None:
+        pixels = picture(manifest.vision.image_size, 0)[None]
+    seen = reference.see(torch.from_numpy(pixels))
+    if run is None:
+        run = run_reference(reference, prompt, manifest, {})
+    states = [step.layers[-1].left for step in run.steps]
+    logits = torch.cat([step.logits for step in run.steps])
+    return [
+        check_vision(bundle, pixels, seen, tolerances),
+        *(check_segment(bundle, stage, run, tolerances) for stage in manifest.segments),
+        check_head(bundle, states, logits, tolerances),
+    ]

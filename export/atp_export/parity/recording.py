@@ -1,0 +1,136 @@
+"""The device runtime, run so that what every stage returned can be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import numpy as np
+
+from atp_export.parity.measures import Array
+from atp_export.parity.samples import Prompt
+from atp_runtime.backends.base import DeviceArray, LoadedStage
+from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from atp_runtime.bundle import Bundle
+from atp_runtime.chunk import Chunk
+from atp_runtime.decoder import SegmentedDecoder
+from atp_runtime.decoder_results import PrefillResult
+from atp_runtime.embedding import EmbeddingTable
+from atp_runtime.manifest import PruningPoint, Stage
+from atp_runtime.selection import FloatArray, Selection, SelectTokens, VisualTokens
+
+Outputs = dict[str, Array]
+
+
+class RecordingBackend(OnnxRuntimeBackend):
+    """ONNX Runtime, keeping copies of outputs.
+
+    Attributes:
+        outputs: What stages returned last, by name. A layer's key and value names are unique
+            in the bundle; of names that segments share, the last segment's is kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: Outputs = {}
+
+    def load(self, bundle: Bundle, stage: Stage) -> LoadedStage:
+        """Loads a stage whose runs are recorded."""
+        return _RecordedStage(super().load(bundle, stage), stage, self)
+
+
+class _RecordedStage(LoadedStage):
+    def __init__(self, loaded: LoadedStage, stage: Stage, backend: RecordingBackend) -> None:
+        self._loaded = loaded
+        self._stage = stage
+        self._backend = backend
+
+    def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        self._loaded.run(inputs, outputs)
+        for name, array in outputs.items():
+            unique = name if name.startswith("present.") else f"{self._stage.name}:{name}"
+            self._backend.outputs[unique] = np.array(self._backend.download(array))
+
+    def close(self) -> None:
+        self._loaded.close()
+
+
+class BundleRun:
+    """Runs prompts through a bundle as the device would.
+
+    Args:
+        bundle: Its files are taken as they are.
+        capacity: Positions of the longest prompt and its decode steps.
+
+    Raises:
+        InputError: A graph cannot be loaded.
+        MachineError: There is not enough memory.
+    """
+
+    def __init__(self, bundle: Bundle, capacity: int) -> None:
+        self._bundle = bundle
+        self._backend = RecordingBackend()
+        self._table = EmbeddingTable.open(bundle)
+        self._decoder = SegmentedDecoder(bundle, self._backend, capacity)
+
+    def __enter__(self) -> BundleRun:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._decoder.close()
+
+    def prefill(self, prompt: Prompt, select: SelectTokens) -> tuple[PrefillResult, Outputs]:
+        """Begins anew with a prompt.
+
+        Args:
+            prompt: With or without images.
+            select: Which tokens go on.
+
+        Returns:
+            What the decoder says, and the outputs of all stages: present keys and values by
+            name, others as "stage:name".
+        """
+        self._decoder.reset()
+        manifest = self._bundle.manifest
+        hidden = self._table.splice(
+            prompt.ids, self._features(prompt), manifest.vision.image_token_id
+        )
+        chunk = Chunk.from_ids(prompt.ids, manifest.vision)
+        self._backend.outputs = {}
+        result = self._decoder.prefill(hidden, chunk, select)
+        return result, self._backend.outputs
+
+    def decode(self, token: int) -> tuple[FloatArray, Outputs]:
+        """Runs one more token: logits [vocabulary], and the outputs of all stages."""
+        self._backend.outputs = {}
+        logits = self._decoder.decode(self._table.rows([token])[np.newaxis])
+        return logits, self._backend.outputs
+
+    def _features(self, prompt: Prompt) -> Array:
+        manifest = self._bundle.manifest
+        images = 0 if prompt.pixel_values is None else len(prompt.pixel_values)
+        shape = (images, manifest.vision.tokens, manifest.text.hidden)
+        if prompt.pixel_values is None:
+            return np.zeros(shape, dtype=manifest.embedding.dtype)
+        stage = self._backend.load(self._bundle, manifest.stage("vision"))
+        features = self._backend.upload(np.zeros(shape, dtype=manifest.embedding.dtype))
+        pixels = self._backend.upload(prompt.pixel_values)
+        stage.run({"pixel_values": pixels}, {"image_features": features})
+        stage.close()
+        return np.array(self._backend.download(features))
+
+
+def keep_all(
+    _point: PruningPoint,
+    _scores_self: FloatArray,
+    _scores_cross: FloatArray,
+    _has_text: bool,
+    visual: VisualTokens,
+) -> Selection:
+    """Drops nothing."""
+    return Selection(np.ones(len(visual), dtype=np.bool_))

@@ -1,0 +1,92 @@
+"""Chooses how to check, checks, and gives the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from atp_export.parity.full import check_fully
+from atp_export.parity.modes import Mode, available_bytes, choose_mode
+from atp_export.parity.report import Check, ParityReport
+from atp_export.parity.sampled import check_samples
+from atp_export.parity.samples import make_prompts
+from atp_export.parity.tolerances import TOLERANCES
+from atp_export.plan import ExportPlan
+from atp_export.versions import package_versions
+from atp_models.architecture import ModelSpec
+from atp_models.checkpoint import Checkpoint
+from atp_models.reference import LlavaReference
+from atp_models.reference_parts import ReferenceParts
+from atp_runtime.bundle import Bundle
+from atp_runtime.errors import InputError
+from atp_runtime.manifest import read_manifest
+
+MODES = ("auto", "full", "sampled")
+
+
+def run_parity(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    plan: ExportPlan,
+    bundle_root: Path,
+    *,
+    mode: str,
+    report: Callable[[str], None],
+) -> ParityReport:
+    """Compares a bundle with its checkpoint.
+
+    The files are taken as they are; whether they are those of the manifest is for
+    `Bundle.open` to say.
+
+    Args:
+        checkpoint: What the bundle was exported from.
+        spec: Its architecture.
+        plan: What was exported.
+        bundle_root: The bundle, or the workspace that will become one; with a manifest.
+        mode: "full" and "sampled", or "auto" for what the machine's memory allows.
+        report: Told what is being compared, a line at a time.
+
+    Raises:
+        InputError: There is no such mode, or the bundle cannot be loaded.
+        MachineError: There is not enough memory.
+    """
+    start = time.perf_counter()
+    chosen = _choose(mode, plan)
+    bundle = Bundle(bundle_root.resolve(), read_manifest(bundle_root))
+    checks = _checks(chosen, checkpoint, spec, plan, bundle, report)
+    return ParityReport(
+        mode=chosen.name,
+        reason=chosen.reason,
+        precision=plan.precision,
+        dialect=plan.dialect,
+        checks=checks,
+        tolerances=TOLERANCES[plan.precision],
+        packages=package_versions(),
+        seconds=time.perf_counter() - start,
+        passed=bool(checks) and all(check.passed for check in checks),
+    )
+
+
+def _choose(mode: str, plan: ExportPlan) -> Mode:
+    if mode not in MODES:
+        known = ", ".join(MODES)
+        raise InputError(f"no parity mode {mode!r}", why=f"there is {known}.", fix="choose one.")
+    return choose_mode(plan, available_bytes()) if mode == "auto" else Mode(mode, "as asked")
+
+
+def _checks(
+    mode: Mode,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    plan: ExportPlan,
+    bundle: Bundle,
+    report: Callable[[str], None],
+) -> tuple[Check, ...]:
+    tolerances = TOLERANCES[plan.precision]
+    if mode.name == "full":
+        reference = LlavaReference.load(checkpoint.path)
+        prompts = make_prompts(spec, plan.axes["tokens"].maximum)
+        return check_fully(bundle, reference, prompts, tolerances, report)
+    parts = ReferenceParts(checkpoint, spec)
+    return check_samples(bundle, parts, spec, available_bytes(), tolerances, report)

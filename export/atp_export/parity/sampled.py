@@ -1,0 +1,239 @@
+"""A few layers of each stage, one after the other, for machines that cannot hold both models.
+
+A sampled layer is cut out of the bundle's own graph and reads its weights from the bundle's
+own file. Its inputs are the outputs of the layer sampled before it, beginning with embeddings
+and image features, so that they look like a residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from atp_export.parity.measures import Measure, Tolerance, compare
+from atp_export.parity.probes import hidden_name, single_layer, tower_layers
+from atp_export.parity.report import Check
+from atp_export.parity.samples import image_prompt, picture
+from atp_export.parity.sessions import GraphSession
+from atp_export.parity.stages import (
+    MODULES,
+    SCOPE,
+    check_head,
+    check_vision,
+    empty_past,
+    layer_inputs,
+    layer_outputs,
+    leaving,
+    tower_measures,
+    update_measure,
+)
+from atp_models.architecture import ModelSpec
+from atp_models.reference import LayerRunner, LayerStep, Tokens
+from atp_models.reference_parts import ReferenceParts
+from atp_runtime.bundle import Bundle
+from atp_runtime.embedding import EmbeddingTable
+from atp_runtime.manifest import Stage, cache_names
+
+Note = Callable[[str], None]
+
+# Enough to fill a matrix multiplication, few enough for a 7B layer to take a second.
+_TEXT, _VISUAL, _TURN = 8, 24, 5
+_DROP_EVERY = 4
+_EYES = ("model.vision_tower.", "model.multi_modal_projector.")
+_RESERVE = 1 << 30  # bytes for PyTorch, ONNX Runtime and activations
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """The tokens that go through the sampled layers together.
+
+    Attributes:
+        when: Which moment of a conversation this is.
+        hidden: [1, kept, hidden].
+        tokens: What they are.
+    """
+
+    when: str
+    hidden: torch.Tensor
+    tokens: Tokens
+
+
+def check_samples(
+    bundle: Bundle,
+    parts: ReferenceParts,
+    spec: ModelSpec,
+    available_bytes: int,
+    tolerances: Mapping[str, Tolerance],
+    report: Note,
+) -> tuple[Check, ...]:
+    """All checks of the sampled mode.
+
+    Args:
+        bundle: Its manifest is trusted, its files are not hashed.
+        parts: Gives the reference's layers one by one.
+        spec: The model.
+        available_bytes: What is left of the machine's memory; decides how much of the vision
+            tower is compared.
+        tolerances: Of the bundle's precision.
+        report: Told what is being compared.
+    """
+    report("parity: vision")
+    vision, features = _check_vision(bundle, parts, spec, available_bytes, tolerances)
+    embedding, chunks = _begin(bundle, parts, spec, features, tolerances)
+    checks = [embedding, vision]
+    for stage in bundle.manifest.segments:
+        layers = sampled_layers(stage)
+        report(f"parity: {stage.name}, layers {', '.join(map(str, layers))}")
+        check, chunks = _check_segment(bundle, stage, layers, parts, chunks, tolerances)
+        checks.append(check)
+    report("parity: head")
+    states = [chunk.hidden for chunk in chunks]
+    expected = parts.head(torch.cat([state[:, -1:] for state in states], dim=1))
+    checks.append(check_head(bundle, states, expected, tolerances))
+    return tuple(checks)
+
+
+def sampled_layers(stage: Stage) -> tuple[int, ...]:
+    """First, middle and last layer of a segment."""
+    first, last = stage.layers[0], stage.layers[1] - 1
+    return tuple(sorted({first, (first + last) // 2, last}))
+
+
+def affordable_tower_layers(spec: ModelSpec, available_bytes: int) -> int:
+    """How many layers of the vision tower fit into memory, in float32 and as mapped weights."""
+    shapes = spec.tensor_shapes().items()
+    needed = 6 * sum(torch.Size(shape).numel() for name, shape in shapes if name.startswith(_EYES))
+    share = min(1.0, max(0, available_bytes - _RESERVE) / needed)
+    return max(1, int(spec.vision.layers * share))
+
+
+def _check_vision(
+    bundle: Bundle,
+    parts: ReferenceParts,
+    spec: ModelSpec,
+    available_bytes: int,
+    tolerances: Mapping[str, Tolerance],
+) -> tuple[Check, torch.Tensor | None]:
+    """The vision stage, whole if it fits; and its features if so."""
+    pixels = picture(spec.vision.image_size, 0)[np.newaxis]
+    layers = affordable_tower_layers(spec, available_bytes)
+    if layers == spec.vision.layers:
+        seen = parts.see(torch.from_numpy(pixels))
+        return check_vision(bundle, pixels, seen, tolerances), seen.features
+    stage = bundle.manifest.stage("vision")
+    path = bundle.path(stage.graph)
+    states = parts.tower_states(torch.from_numpy(pixels), layers)
+    session = GraphSession(tower_layers(path, stage, layers), path.parent)
+    measures = tower_measures(session.run({"pixel_values": pixels}), states, tolerances)
+    detail = f"first {layers} of {spec.vision.layers} layers, no memory for the rest"
+    return Check.of("vision", SCOPE, MODULES, detail, measures), None
+
+
+def _begin(
+    bundle: Bundle,
+    parts: ReferenceParts,
+    spec: ModelSpec,
+    features: torch.Tensor | None,
+    tolerances: Mapping[str, Tolerance],
+) -> tuple[Check, list[_Chunk]]:
+    """The embedding table's check, and what enters the first layer."""
+    prompt = image_prompt(spec, 0, _TEXT + _TURN + 1 + _VISUAL)
+    ids = np.resize(prompt.ids, 2 * _TEXT + _TURN + 1 + _VISUAL)
+    table = parts.embed(torch.from_numpy(ids))
+    found = EmbeddingTable.open(bundle).rows(ids)[np.newaxis]
+    measure = compare("embed_tokens", "rows", found, table.numpy(), tolerances[SCOPE])
+    check = Check.of("embedding", SCOPE, "the checkpoint", f"{len(ids)} rows", [measure])
+    seen = table[:, -_VISUAL:] if features is None else features[:1, :_VISUAL]
+    prompted = torch.cat((table[:, :_TEXT], seen, table[:, _TEXT : 2 * _TEXT]), dim=1)
+    visual = torch.zeros(prompted.shape[1], dtype=torch.bool)
+    visual[_TEXT : _TEXT + seen.shape[1]] = True
+    chunks, position = [_Chunk("prefill", prompted, _tokens(0, visual))], prompted.shape[1]
+    for when, count in (("turn", _TURN), ("decode", 1)):
+        hidden = table[:, position : position + count]
+        text = torch.zeros(count, dtype=torch.bool)
+        chunks.append(_Chunk(when, hidden, _tokens(position, text)))
+        position += count
+    return check, chunks
+
+
+def _tokens(position: int, visual: torch.Tensor) -> Tokens:
+    return Tokens(torch.arange(position, position + len(visual)), visual)
+
+
+def _check_segment(
+    bundle: Bundle,
+    stage: Stage,
+    layers: Sequence[int],
+    parts: ReferenceParts,
+    chunks: Sequence[_Chunk],
+    tolerances: Mapping[str, Tolerance],
+) -> tuple[Check, list[_Chunk]]:
+    """Some layers of a segment; and what leaves the last of them."""
+    measures: list[Measure] = []
+    flow = list(chunks)
+    for layer in layers:
+        keep = [_kept(stage, layer, chunk) for chunk in flow]
+        steps = _run_reference(stage, layer, parts, flow, keep)
+        measures += _layer_measures(bundle, stage, layer, flow, keep, steps, tolerances)
+        flow = [
+            _Chunk(chunk.when, step.left, step.tokens)
+            for chunk, step in zip(flow, steps, strict=True)
+        ]
+    first, last = stage.layers
+    detail = f"layers {', '.join(map(str, layers))} of {first} to {last - 1}"
+    return Check.of(stage.name, SCOPE, MODULES, detail, measures), flow
+
+
+def _kept(stage: Stage, layer: int, chunk: _Chunk) -> torch.Tensor:
+    """Where a segment begins, drops some visual tokens, as a pruning point would."""
+    stays = torch.ones_like(chunk.tokens.visual)
+    if layer == stage.layers[0] > 0:
+        stays[chunk.tokens.visual.nonzero().flatten()[::_DROP_EVERY]] = False
+    return stays.nonzero().flatten()
+
+
+def _run_reference(
+    stage: Stage,
+    layer: int,
+    parts: ReferenceParts,
+    chunks: Sequence[_Chunk],
+    keep: Sequence[torch.Tensor],
+) -> list[LayerStep]:
+    """The layer in PyTorch; it is freed before the bundle's is loaded."""
+    runner, module = LayerRunner(parts.rotary()), parts.layer(layer)
+    scored = stage.pruning is not None and layer + 1 == stage.layers[1]
+    return [
+        runner.run(module, chunk.hidden[:, kept], chunk.tokens.keep(kept), scored=scored)
+        for chunk, kept in zip(chunks, keep, strict=True)
+    ]
+
+
+def _layer_measures(
+    bundle: Bundle,
+    stage: Stage,
+    layer: int,
+    chunks: Sequence[_Chunk],
+    keep: Sequence[torch.Tensor],
+    steps: Sequence[LayerStep],
+    tolerances: Mapping[str, Tolerance],
+) -> Iterator[Measure]:
+    path = bundle.path(stage.graph)
+    session = GraphSession(single_layer(path, stage, layer), path.parent)
+    for number, (chunk, kept, step) in enumerate(zip(chunks, keep, steps, strict=True)):
+        inputs = empty_past(stage, step.key)
+        inputs |= layer_inputs(layer, step.tokens, steps[:number])
+        # The segment takes the length of the past from the keys of its first layer.
+        inputs[cache_names(stage.layers[0])[0]] = inputs[cache_names(layer)[0]]
+        inputs |= {"hidden_states": chunk.hidden.numpy(), "keep_indices": kept.numpy()}
+        inputs[hidden_name(layer)] = chunk.hidden.numpy()
+        outputs = session.run(inputs)
+        expected = layer_outputs(stage, layer, step)
+        for name, value in expected.items():
+            yield compare(name, chunk.when, outputs[name], value, tolerances[SCOPE])
+        if chunk.when == "prefill":
+            entered, left = step.entered.numpy(), step.left.numpy()
+            after = outputs[leaving(stage, layer)]
+            yield update_measure(layer, entered, after, entered, left, tolerances)

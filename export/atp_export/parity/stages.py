@@ -1,0 +1,209 @@
+"""Every stage by itself, fed with the reference's own inputs: errors show where they arise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from atp_export.parity.end_to_end import PrunedReference, score_arrays
+from atp_export.parity.measures import Array, Measure, Tolerance, compare, in_sequence
+from atp_export.parity.probes import SCORES, hidden_name, query_name, with_probes
+from atp_export.parity.report import Check
+from atp_export.parity.sessions import Arrays, GraphSession
+from atp_models.reference import LayerStep, PrunedStep, Tokens, VisionStep
+from atp_runtime.bundle import Bundle
+from atp_runtime.manifest import Stage, cache_names
+from atp_runtime.selection import VisualTokens
+from atp_runtime.workspace import Scorer
+
+SCOPE = "stage"
+MODULES = "Transformers' modules"
+
+
+def open_stage(bundle: Bundle, stage: Stage) -> GraphSession:
+    """A stage that also returns hidden states between its layers."""
+    path = bundle.path(stage.graph)
+    return GraphSession(with_probes(path, stage), path.parent)
+
+
+def check_vision(
+    bundle: Bundle, pixels: Array, expected: VisionStep, tolerances: Mapping[str, Tolerance]
+) -> Check:
+    """The vision stage on images [images, 3, height, width]."""
+    outputs = open_stage(bundle, bundle.manifest.stage("vision")).run({"pixel_values": pixels})
+    measures = list(tower_measures(outputs, expected.states, tolerances))
+    features = expected.features.numpy()
+    bound = tolerances[SCOPE]
+    measures.append(
+        compare("image_features", "prefill", outputs["image_features"], features, bound)
+    )
+    return Check.of("vision", SCOPE, MODULES, f"{len(pixels)} image(s)", measures)
+
+
+def tower_measures(
+    outputs: Arrays, states: Sequence[torch.Tensor], tolerances: Mapping[str, Tolerance]
+) -> Iterator[Measure]:
+    """Hidden states entering each layer of the tower that the graph has, and their updates."""
+    layers = sum(hidden_name(layer) in outputs for layer in range(len(states)))
+    for layer in range(layers):
+        name, state = hidden_name(layer), states[layer].numpy()
+        yield compare(name, "prefill", outputs[name], state, tolerances[SCOPE])
+        if layer + 1 < layers:
+            after = outputs[hidden_name(layer + 1)]
+            yield update_measure(
+                layer, outputs[name], after, state, states[layer + 1].numpy(), tolerances
+            )
+
+
+def check_segment(
+    bundle: Bundle, stage: Stage, run: PrunedReference, tolerances: Mapping[str, Tolerance]
+) -> Check:
+    """A segment on the prompt and on each decode step, the past being the reference's."""
+    session = open_stage(bundle, stage)
+    first, last = stage.layers
+    outputs = [session.run(_segment_inputs(stage, run, number)) for number in range(len(run.steps))]
+    expected = [_expected(stage, step) for step in run.steps]
+    measures = []
+    for name in expected[0]:
+        bound = tolerances[SCOPE]
+        measures.append(compare(name, "prefill", outputs[0][name], expected[0][name], bound))
+        if name not in SCORES and len(outputs) > 1:
+            a, b = (in_sequence([x[name] for x in side[1:]]) for side in (outputs, expected))
+            measures.append(compare(name, "decode", a, b, bound))
+    measures += _updates(stage, run.steps[0], outputs[0], tolerances)
+    detail = f"layers {first} to {last - 1}" if last - first > 1 else f"layer {first}"
+    return Check.of(stage.name, SCOPE, MODULES, detail, measures)
+
+
+def check_head(
+    bundle: Bundle,
+    states: Sequence[torch.Tensor],
+    expected: torch.Tensor,
+    tolerances: Mapping[str, Tolerance],
+) -> Check:
+    """Final norm and LM head.
+
+    Args:
+        bundle: The bundle.
+        states: Hidden states [1, tokens, hidden] that leave the last layer, one per run.
+        expected: Logits [runs, vocabulary].
+        tolerances: Of the bundle's precision.
+    """
+    session = open_stage(bundle, bundle.manifest.stage("head"))
+    found = [session.run({"hidden_states": state.numpy()})["logits"] for state in states]
+    logits = in_sequence(list(expected.unsqueeze(1).numpy()))
+    measure = compare("logits", "all", in_sequence(found), logits, tolerances[SCOPE])
+    return Check.of("head", SCOPE, MODULES, f"{len(states)} runs", [measure])
+
+
+def update_measure(
+    layer: int,
+    before: Array,
+    after: Array,
+    expected_before: Array,
+    expected_after: Array,
+    tolerances: Mapping[str, Tolerance],
+) -> Measure:
+    """What a layer added to the residual stream, where a lost scale is not diluted by it.
+
+    Rows are scaled by the stream's norm: where it is huge, its rounding hides the update.
+    """
+    found = after.astype(np.float64) - before
+    expected = expected_after.astype(np.float64) - expected_before
+    name = f"update of layer {layer}"
+    return compare(name, "prefill", found, expected, tolerances["update"], scale=expected_after)
+
+
+def layer_inputs(layer: int, tokens: Tokens, past: Sequence[LayerStep]) -> dict[str, Array]:
+    """What one layer of a segment takes besides hidden states.
+
+    Args:
+        layer: Its number.
+        tokens: Those that enter it.
+        past: The same layer's earlier chunks.
+    """
+    keys, values, _, _ = cache_names(layer)
+    inputs = {
+        "position_ids": tokens.positions.unsqueeze(0).numpy(),
+        **scorer_inputs(tokens.visual.numpy()),
+    }
+    if past:
+        inputs[keys] = torch.cat([step.key for step in past], dim=1).numpy()
+        inputs[values] = torch.cat([step.value for step in past], dim=1).numpy()
+    return inputs
+
+
+def scorer_inputs(visual: Array) -> dict[str, Array]:
+    """What a scorer takes for a sequence, from bool [kept]."""
+    index = np.flatnonzero(visual)
+    none = np.zeros_like(index)
+    scorer = Scorer.for_sequence(VisualTokens(index, none, none, none), len(visual))
+    return {
+        "visual_weights": scorer.visual_weights,
+        "text_rows": scorer.text_rows,
+        "text_weights": scorer.text_weights,
+    }
+
+
+def _segment_inputs(stage: Stage, run: PrunedReference, number: int) -> dict[str, Array]:
+    first, last = stage.layers
+    step, past = run.steps[number], run.steps[:number]
+    entering = step.layers[first]
+    hidden = step.layers[first - 1].left if first else entering.entered
+    keep = run.keep.get(first) if number == 0 else None
+    kept = torch.arange(hidden.shape[1]) if keep is None else keep
+    inputs: dict[str, Array] = {"hidden_states": hidden.numpy(), "keep_indices": kept.numpy()}
+    for layer in range(first, last):
+        inputs |= layer_inputs(layer, entering.tokens, [s.layers[layer] for s in past])
+    if number == 0:
+        inputs |= empty_past(stage, entering.key)
+    return inputs
+
+
+def empty_past(stage: Stage, like: torch.Tensor) -> dict[str, Array]:
+    """Caches without positions for all layers of a segment.
+
+    Args:
+        stage: The segment.
+        like: Any key [1, kept, kv_heads, head_dim].
+    """
+    empty = np.zeros((1, 0, *like.shape[2:]), dtype=np.float32)
+    return {name: empty for layer in range(*stage.layers) for name in cache_names(layer)[:2]}
+
+
+def layer_outputs(stage: Stage, layer: int, step: LayerStep) -> dict[str, Array]:
+    """What a layer gives, by the names of the probed segment's outputs."""
+    _, _, key, value = cache_names(layer)
+    found: dict[str, Array] = {
+        key: step.key.numpy(),
+        value: step.value.numpy(),
+        query_name(layer): step.query.numpy(),
+        leaving(stage, layer): step.left.numpy(),
+    }
+    return found if step.scores is None else found | score_arrays(step.scores)
+
+
+def leaving(stage: Stage, layer: int) -> str:
+    """The output with the hidden states that leave a layer."""
+    return "hidden_states_out" if layer + 1 == stage.layers[1] else hidden_name(layer + 1)
+
+
+def _expected(stage: Stage, step: PrunedStep) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for layer in range(*stage.layers):
+        found |= layer_outputs(stage, layer, step.layers[layer])
+    return found
+
+
+def _updates(
+    stage: Stage, step: PrunedStep, outputs: Arrays, tolerances: Mapping[str, Tolerance]
+) -> Iterator[Measure]:
+    first = stage.layers[0]
+    for layer in range(*stage.layers):
+        done = step.layers[layer]
+        entered, left = done.entered.numpy(), done.left.numpy()
+        before = entered if layer == first else outputs[hidden_name(layer)]
+        after = outputs[leaving(stage, layer)]
+        yield update_measure(layer, before, after, entered, left, tolerances)

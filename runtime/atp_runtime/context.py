@@ -1,0 +1,150 @@
+"""The part of a conversation that the decoder's caches hold.
+
+A prompt is run from where it begins to differ from what was run before. The caches grow in
+steps, so that a conversation of any length takes only the memory it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from atp_runtime.chunk import Chunk
+from atp_runtime.decoder import SegmentedDecoder
+from atp_runtime.decoder_results import DecoderState, PrefillResult
+from atp_runtime.embedding import EmbeddingTable
+from atp_runtime.errors import InputError
+from atp_runtime.history import History
+from atp_runtime.manifest import Manifest
+from atp_runtime.selection import FloatArray, SelectTokens
+
+CAPACITY_STEP = 256
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """What the decoder gets of an image.
+
+    Attributes:
+        number: Tells the image from all others of the conversation, also from those of turns
+            that failed.
+        values: T [tokens, hidden].
+    """
+
+    number: int
+    values: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Prefill:
+    """A prompt that was run.
+
+    Attributes:
+        reused: Its leading tokens that the caches held already.
+        chunk: The others, which were run.
+        result: What running them gave.
+        state: The decoder's, behind them.
+    """
+
+    reused: int
+    chunk: Chunk
+    result: PrefillResult
+    state: DecoderState
+
+
+class Context:
+    """Runs the prompts and answers of one conversation.
+
+    Args:
+        manifest: The bundle's.
+        embedding: Its embedding table.
+        decoder: Its decoder, whose caches the conversation takes over.
+    """
+
+    def __init__(
+        self, manifest: Manifest, embedding: EmbeddingTable, decoder: SegmentedDecoder
+    ) -> None:
+        self._vision = manifest.vision
+        self._text = manifest.text
+        self._embedding = embedding
+        self._decoder = decoder
+        decoder.reset()
+        self._history = History(decoder.state)
+
+    def check_fits(self, ids: Sequence[int]) -> None:
+        """Makes sure that the model has positions for a prompt.
+
+        Raises:
+            InputError: The prompt is longer.
+        """
+        limit, visual = self._text.max_positions, ids.count(self._vision.image_token_id)
+        if len(ids) > limit:
+            raise InputError(
+                f"the prompt has {len(ids)} tokens, {visual} of them for "
+                f"{visual // self._vision.tokens} image(s)",
+                why=f"the model has {limit} positions; the whole conversation counts, and so do "
+                "visual tokens that are pruned.",
+                fix="shorten the question, use fewer images, or begin a new conversation.",
+            )
+
+    def prefill(
+        self,
+        ids: Sequence[int],
+        images: Sequence[ImageFeatures],
+        select: SelectTokens,
+        *,
+        max_new_tokens: int,
+    ) -> Prefill:
+        """Runs what of a prompt the caches do not hold yet.
+
+        If it fails, the caches still serve what this prompt has in common with former ones.
+
+        Args:
+            ids: The whole conversation, one placeholder per image feature.
+            images: Of the whole conversation.
+            select: Asked at every pruning point which visual tokens stay.
+            max_new_tokens: Longest answer to come; the caches get room for it.
+
+        Raises:
+            InputError: The prompt is longer than the model's positions.
+            MachineError: Memory does not suffice.
+            CheckFailedError: Scores are not finite.
+        """
+        placeholder = self._vision.image_token_id
+        keys = self._keys(ids, images)
+        reused = self._history.reusable(keys)
+        self._decoder.rewind(self._history.cut(reused))
+        new = ids[reused:]
+        first_image = ids[:reused].count(placeholder) // self._vision.tokens
+        chunk = Chunk.from_ids(new, self._vision, first_image)
+        features = [image.values for image in images[first_image:]]
+        stacked = np.stack(features) if features else np.empty((0, 0, self._text.hidden))
+        hidden = self._embedding.splice(new, stacked, placeholder)
+        self._decoder.grow(self._capacity(len(ids) + max_new_tokens))
+        result = self._decoder.prefill(hidden, chunk, select)
+        self._history.prefilled(keys[reused:], self._decoder.state)
+        return Prefill(reused, chunk, result, self._decoder.state)
+
+    def has_room(self) -> bool:
+        """Whether one more token fits the model's positions."""
+        return self._decoder.state.position < self._text.max_positions
+
+    def feed(self, token: int) -> FloatArray:
+        """Runs one token of the answer; float32 [vocabulary] for the next."""
+        logits = self._decoder.decode(self._embedding.rows([token])[None])
+        self._history.decoded(token)
+        return logits
+
+    def _keys(self, ids: Sequence[int], images: Sequence[ImageFeatures]) -> list[int]:
+        """For `History`: visual tokens are told apart by their image, below all ids."""
+        numbers = iter(np.repeat([-1 - image.number for image in images], self._vision.tokens))
+        placeholder = self._vision.image_token_id
+        return [int(next(numbers)) if token == placeholder else token for token in ids]
+
+    def _capacity(self, tokens: int) -> int:
+        needed = min(tokens, self._text.max_positions)
+        return -(-needed // CAPACITY_STEP) * CAPACITY_STEP

@@ -1,0 +1,157 @@
+"""The measurements; each returns the rows of its table."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+
+from tests.benchmarks.decoding import BundleRunner, TransformersRunner
+from tests.benchmarks.measure import Row, at_least, at_most, interleaved, ratio, run_child
+from tests.benchmarks.workbench import BIN, OUTPUT, WORK, bundle, checkpoint
+
+from atp_runtime.decoder_results import StageCall
+from atp_runtime.manifest import Manifest
+from atp_runtime.statistics import mean_visual_tokens, segment_flops
+
+GIB = 2**30
+KEPT = (576, 288, 144, 72, 36)
+STEPS = 12
+
+
+def startup(_shape: str, rounds: int) -> list[Row]:
+    """How long `--help` takes."""
+    log = OUTPUT / "startup.log"
+    seconds = [run_child([str(BIN / "atp-run"), "--help"], log).seconds for _ in range(rounds + 2)]
+    return [at_most("atp-run --help", min(seconds), 0.5, "s")]
+
+
+def export(shape: str, _rounds: int) -> list[Row]:
+    """Time against copying the same bytes, and peak memory, in both dialects."""
+    source, rows = checkpoint(shape), []
+    for dialect in ("portable", "native"):
+        target = WORK / "export-timing"
+        copy = WORK / "copy-timing"
+        for path in (target, copy):
+            shutil.rmtree(path, ignore_errors=True)
+        # The copying command comes first and warms the page cache for both.
+        copied = run_child(["/bin/cp", "-r", str(source), str(copy)], OUTPUT / "copy.log")
+        command = [str(BIN / "atp-export"), str(source), str(target), "--precision", "fp16"]
+        options = ["--dialect", dialect, "--parity", "off", "--quiet"]
+        made = run_child([*command, *options], OUTPUT / "export.log")
+        if made.code or copied.code:
+            raise RuntimeError(f"export exited with {made.code}: see {OUTPUT / 'export.log'}")
+        rows += [
+            Row(f"{shape} {dialect}: copying the checkpoint", copied.seconds, "s"),
+            Row(f"{shape} {dialect}: exporting it", made.seconds, "s"),
+            at_most(f"{shape} {dialect}: export / copy", made.seconds / copied.seconds, 4),
+            at_most(f"{shape} {dialect}: peak memory", made.peak / GIB, 4, "GiB"),
+        ]
+        for path in (target, copy):
+            shutil.rmtree(path, ignore_errors=True)
+    return rows
+
+
+def segments(shape: str, rounds: int) -> list[Row]:
+    """Dense in four segments against dense in one."""
+    one = BundleRunner(bundle(shape, "dense", "--precision", "fp32", "--dense"))
+    four = BundleRunner(bundle(shape, "pruned", "--precision", "fp32"))
+    prefill = interleaved(
+        {"one": lambda: one.prefill(576), "four": lambda: four.prefill(576)}, rounds=rounds
+    )
+    decode = interleaved(
+        {"one": lambda: one.decode(STEPS), "four": lambda: four.decode(STEPS)}, rounds=rounds
+    )
+    gflops = prefill_flops(one.manifest, one.prefill(576).calls) / 1e9
+    return [
+        Row("dense prefill, 640 tokens", statistics.median(prefill["one"]), "s"),
+        Row("dense prefill", gflops / statistics.median(prefill["one"]), "GFLOP/s"),
+        at_most("prefill, 4 segments / 1", ratio(prefill["four"], prefill["one"]), 1.03),
+        at_most("decode, 4 segments / 1", ratio(decode["four"], decode["one"]), 1.03),
+    ]
+
+
+def pruning(shape: str, rounds: int) -> list[Row]:
+    """Measured speed-up at an all-layer average of 144 visual tokens against the FLOPs'."""
+    dense = BundleRunner(bundle(shape, "dense", "--precision", "fp32", "--dense"))
+    pruned = BundleRunner(bundle(shape, "pruned", "--precision", "fp32"))
+    keep = keep_counts(pruned, 144)
+    average = mean_visual_tokens(pruned.manifest, (576, *keep))
+    times = interleaved(
+        {"dense": lambda: dense.prefill(576), "pruned": lambda: pruned.prefill(576, keep)},
+        rounds=rounds,
+    )
+    measured = ratio(times["dense"], times["pruned"])
+    flops_dense = prefill_flops(dense.manifest, dense.prefill(576).calls)
+    predicted = flops_dense / prefill_flops(pruned.manifest, pruned.prefill(576, keep).calls)
+    return [
+        Row("visual tokens, all-layer average", average, ""),
+        Row("prefill, dense", statistics.median(times["dense"]), "s"),
+        Row("prefill, pruned", statistics.median(times["pruned"]), "s"),
+        Row("speed-up predicted by FLOPs", predicted, "x"),
+        Row("speed-up measured", measured, "x"),
+        at_least("measured / predicted", measured / predicted, 0.9),
+    ]
+
+
+def prefill_flops(manifest: Manifest, calls: Sequence[StageCall]) -> int:
+    """Floating-point operations of the segments among `calls`."""
+    stages = {stage.name: stage for stage in manifest.segments}
+    return sum(
+        segment_flops(manifest.text, stages[call.stage], call.tokens, call.past)
+        for call in calls
+        if call.stage in stages
+    )
+
+
+def keep_counts(runner: BundleRunner, average: float) -> tuple[int, ...]:
+    """Counts after three points, each half of the one before, for an all-layer average."""
+    spans = [stage.layers[1] - stage.layers[0] for stage in runner.manifest.segments]
+    wanted = average * sum(spans) - 576 * spans[0]
+    first = wanted / (spans[1] + spans[2] / 2 + spans[3] / 4)
+    return tuple(round(first / 2**point) for point in range(3))
+
+
+def transformers(shape: str, rounds: int) -> list[Row]:
+    """First token and tokens/s against Transformers at every kept length."""
+    ours = BundleRunner(bundle(shape, "dense", "--precision", "fp32", "--dense"))
+    theirs = TransformersRunner(checkpoint(shape), ours.hidden)
+    rows = []
+    for kept in KEPT:
+        first = interleaved(
+            {
+                "ours": lambda kept=kept: ours.prefill(kept),
+                "theirs": lambda kept=kept: theirs.prefill(kept),
+            },
+            rounds=rounds,
+        )
+        steps = interleaved(
+            {"ours": lambda: ours.decode(STEPS), "theirs": lambda: theirs.decode(STEPS)},
+            rounds=rounds,
+        )
+        per_token = 1e3 * statistics.median(steps["ours"]) / STEPS
+        rows += [
+            Row(f"{kept} visual: first token", statistics.median(first["ours"]), "s"),
+            at_least(
+                f"{kept} visual: first token, Transformers / ours",
+                ratio(first["theirs"], first["ours"]),
+                1,
+            ),
+            Row(f"{kept} visual: per token", per_token, "ms"),
+            at_least(
+                f"{kept} visual: per token, Transformers / ours",
+                ratio(steps["theirs"], steps["ours"]),
+                1,
+            ),
+        ]
+    return rows
+
+
+Case = Callable[[str, int], Sequence[Row]]
+CASES: dict[str, tuple[Case, str]] = {
+    "startup": (startup, "1b"),
+    "segments": (segments, "1b"),
+    "pruning": (pruning, "1b"),
+    "transformers": (transformers, "1b"),
+    "export": (export, "7b"),
+}
