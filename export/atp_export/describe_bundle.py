@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -31,31 +31,29 @@ def print_bundle(manifest: Manifest, console: Console) -> None:
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(text, style=style, highlight=False, markup=False)
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _stages(manifest: Manifest) -> Table:
-    stages = table("stage", "layers", "bytes", "prunes after")
+    rows = []
     for stage in manifest.stages:
         size = sum(manifest.files[name].bytes for name in (stage.graph, *stage.data))
-        layers = stage.layers if stage.kind == "segment" else None
-        stages.add_row(stage.name, layer_range(layers), megabytes(size), pruning(stage.pruning))
+        layers = layer_range(stage.layers if stage.kind == "segment" else None)
+        rows.append((stage.name, layers, megabytes(size), pruning(stage.pruning)))
     total = megabytes(sum(record.bytes for record in manifest.files.values()))
-    stages.add_row(f"{len(manifest.files)} files", "", total, "", style="bold")
-    return stages
+    rows.append((f"all {len(manifest.files)} files", "", total, ""))
+    return table(("stage", "layers", "size", "then prunes"), rows, right=("size",))
 
 
 def _tensors(manifest: Manifest) -> Table:
     """Inputs and outputs, each once for all the stages that have it."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for stage in manifest.stages:
+    found: dict[tuple[str, ...], list[int]] = {}
+    for number, stage in enumerate(manifest.stages):
         for direction, specs in (("in", stage.inputs), ("out", stage.outputs)):
             for cells in dict.fromkeys(_cells(spec) for spec in specs):
-                rows.setdefault((direction, *cells), []).append(stage.name)
-    tensors = table("", "tensor", "shape", "dtype", "stages")
-    for (direction, name, shape, dtype), names in sorted(rows.items()):
-        tensors.add_row(direction, name, shape, dtype, _joined(names, manifest))
-    return tensors
+                found.setdefault((direction, *cells), []).append(number)
+    rows = [(*cells, _joined(numbers, manifest)) for cells, numbers in sorted(found.items())]
+    return table(("", "tensor", "shape", "dtype", "stages"), rows, wrapped=("stages",))
 
 
 def _cells(spec: TensorSpec) -> tuple[str, str, str]:
@@ -64,16 +62,16 @@ def _cells(spec: TensorSpec) -> tuple[str, str, str]:
     return _CACHE.sub(".{l}.key|value", spec.name), f"[{shape}]", spec.dtype
 
 
-def _joined(names: Iterable[str], manifest: Manifest) -> str:
-    segments = [stage.name for stage in manifest.segments]
-    listed = list(names)
-    if len(segments) > 1 and set(segments) <= set(listed):
-        listed = ["all segments", *(name for name in listed if name not in segments)]
-    return ", ".join(listed)
+def _joined(numbers: Sequence[int], manifest: Manifest) -> str:
+    """Names of stages, of several that follow one another as `segment_0..3`."""
+    names = [manifest.stages[number].name for number in numbers]
+    if len(names) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{names[0]}..{names[-1].removeprefix('segment_')}"
+    return ", ".join(names)
 
 
 def _axes(manifest: Manifest) -> Table:
-    axes = table("axis", "minimum", "typical", "maximum")
-    for name, axis in manifest.axes.items():
-        axes.add_row(name, str(axis.minimum), str(axis.typical), str(axis.maximum))
-    return axes
+    columns = ("axis", "minimum", "typical", "maximum")
+    axes = manifest.axes.items()
+    rows = [(name, str(a.minimum), str(a.typical), str(a.maximum)) for name, a in axes]
+    return table(columns, rows, right=columns[1:])

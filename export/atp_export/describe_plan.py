@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.table import Table
 
 from atp_export.footprint import Footprint
 from atp_export.plan import ExportPlan
@@ -11,41 +12,46 @@ from atp_export.tables import layer_range, megabytes, pruning, table
 
 def print_plan(plan: ExportPlan, footprint: Footprint, console: Console) -> None:
     """Prints what an export would make and what it would need."""
-    spec = plan.spec
-    console.print(
-        f"{spec.vision.family} {spec.vision.image_size[1]} x {spec.vision.image_size[0]} px, "
-        f"{spec.vision.tokens} visual tokens; "
-        f"decoder {spec.text.layers} layers of {spec.text.hidden}; "
-        f"{plan.precision}, {plan.dialect}\n",
-        highlight=False,
+    text, vision = plan.spec.text, plan.spec.vision
+    height, width = vision.image_size
+    heads = f"{text.heads} heads ({text.kv_heads} of keys and values)"
+    lines = (
+        f"tower    {vision.family}, {width} x {height} pixels, {vision.tokens} visual tokens",
+        f"decoder  {text.layers} layers of {text.hidden}, {heads}, vocabulary {text.vocabulary}",
+        f"bundle   {plan.precision}, {plan.dialect}, up to {plan.axes['tokens'].maximum} tokens",
     )
-    _print_stages(plan, footprint, console)
-    _print_memory(footprint, console)
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    for shown in (_stages(plan, footprint), _memory(footprint), _fits(footprint)):
+        console.print()
+        console.print(shown)
     console.print("\npredictions by arithmetic; none was measured on a Jetson", style="dim")
 
 
-def _print_stages(plan: ExportPlan, footprint: Footprint, console: Console) -> None:
-    stages = table("stage", "layers", "weights", "prunes after")
+def _stages(plan: ExportPlan, footprint: Footprint) -> Table:
     points = {segment.name: segment.pruning for segment in plan.segments}
-    for stage in footprint.stages:
-        size = megabytes(stage.weight_bytes)
-        stages.add_row(stage.name, layer_range(stage.layers), size, pruning(points.get(stage.name)))
-    stages.add_row("embedding", "", megabytes(footprint.embedding_bytes), "")
-    stages.add_row("bundle", "", megabytes(footprint.disk_bytes), "", style="bold")
-    console.print(stages)
+    rows = [
+        (s.name, layer_range(s.layers), megabytes(s.weight_bytes), pruning(points.get(s.name)))
+        for s in footprint.stages
+    ]
+    rows.append(("embedding", "", megabytes(footprint.embedding_bytes), ""))
+    rows.append(("in all", "", megabytes(footprint.disk_bytes), ""))
+    return table(("stage", "layers", "weights", "then prunes"), rows, right=("weights",))
 
 
-def _print_memory(footprint: Footprint, console: Console) -> None:
-    memory = table("predicted peak memory", "")
-    memory.add_row("export", megabytes(footprint.export_peak))
-    memory.add_row("building engines", megabytes(footprint.build_peak))
-    memory.add_row("running", megabytes(footprint.run_peak))
-    memory.add_row("  of it caches, per token", f"{footprint.cache_bytes_per_token / 1024:.1f} KiB")
-    console.print("", memory, "", sep="\n")
-    fits = table("module", "builds engines", "runs")
-    for fit in footprint.fits:
-        fits.add_row(fit.module, _yes(fit.builds), _yes(fit.runs))
-    console.print(fits)
+def _memory(footprint: Footprint) -> Table:
+    rows = (
+        ("export, without parity", megabytes(footprint.export_peak)),
+        ("building the largest engine", megabytes(footprint.build_peak)),
+        ("running", megabytes(footprint.run_peak)),
+        ("  each token in the caches", f"{footprint.cache_bytes_per_token / 1024:.1f} KiB"),
+    )
+    return table(("peak memory of", "predicted"), rows, right=("predicted",))
+
+
+def _fits(footprint: Footprint) -> Table:
+    rows = [(fit.module, _yes(fit.builds), _yes(fit.runs)) for fit in footprint.fits]
+    return table(("fits on", "to build engines", "to run"), rows)
 
 
 def _yes(value: bool) -> str:

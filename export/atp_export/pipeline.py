@@ -28,7 +28,7 @@ class ExportResult:
     Attributes:
         parity: The check's report; None if it was switched off or the bundle was there.
         resumed: Steps that a former, interrupted export had finished.
-        seconds: Time per step, and "total".
+        seconds: Time per step written, "parity" and "total".
         unchanged: The bundle was already there, made from the same inputs.
     """
 
@@ -60,8 +60,10 @@ def export_bundle(job: ExportJob, *, parity: str, reporter: Reporter) -> ExportR
         writer = StageWriter(job, workspace, reporter)
         writer.write_all()
         write_manifest(job, workspace)
+        checked = time.perf_counter()
         report = None if parity == "off" else _check_parity(job, workspace.root, parity, reporter)
-        seconds = {**writer.seconds, "total": time.perf_counter() - start}
+        end = time.perf_counter()
+        seconds = {**writer.seconds, "parity": end - checked, "total": end - start}
         record = {"key": job.key(), "command": job.command, "seconds": seconds}
         write_atomically(workspace.root / EXPORT_REPORT, json.dumps(record, indent=2) + "\n")
         if report is None or report.passed:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
+
 from rich.table import Table
+from rich.text import Text
 
 from atp_runtime.manifest import PruningPoint
 
 
-def table(*columns: str) -> Table:
-    """A table without lines."""
-    plain = Table(box=None, pad_edge=False, header_style="bold")
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    wrapped: Collection[str] = (),
+) -> Table:
+    """A table without lines.
+
+    Args:
+        columns: Headings.
+        rows: Cells, taken literally: brackets in them are no markup.
+        right: Columns of numbers, aligned on the right.
+        wrapped: Columns that may break into several lines where the terminal is narrow.
+    """
+    plain = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        plain.add_column(column)
+        no_wrap = column not in wrapped
+        plain.add_column(column, justify="right" if column in right else "left", no_wrap=no_wrap)
+    for cells in rows:
+        plain.add_row(*(Text(cell) for cell in cells))
     return plain
 
 
@@ -22,7 +41,10 @@ def megabytes(count: int) -> str:
 
 def layer_range(layers: tuple[int, int] | None) -> str:
     """First and last layer of a segment; nothing for another stage."""
-    return f"{layers[0]} to {layers[1] - 1}" if layers else ""
+    if layers is None:
+        return ""
+    first, last = layers[0], layers[1] - 1
+    return f"{first} to {last}" if first < last else f"{first}"
 
 
 def pruning(point: PruningPoint | None) -> str:
