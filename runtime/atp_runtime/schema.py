@@ -48,7 +48,7 @@ def from_json(cls: type[T], value: Any, *, source: str, fix: str) -> T:
         InputError: A field is missing, unknown, or of another type; the message names it.
     """
     try:
-        return typing.cast(T, _read(cls, value, path=""))
+        return typing.cast("T", _read(cls, value, path=""))
     except SchemaError as error:
         raise InputError(
             f"{source}: {error}", why=f"it is not a valid {cls.__name__}.", fix=fix
@@ -107,7 +107,7 @@ def _read_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
             return _read(option, value, path=path)
         except SchemaError as error:
             first = first or error
-    raise first if first else SchemaError(f"{path}: no type declared")
+    raise first or SchemaError(f"{path}: no type declared")
 
 
 def _read_scalar(hint: Any, value: Any, path: str) -> Any:
