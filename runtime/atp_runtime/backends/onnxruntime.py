@@ -5,6 +5,7 @@ Nothing is copied: inputs and outputs are bound by address.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -37,15 +38,18 @@ class OnnxRuntimeBackend(Backend):
         threads: Threads of one operator; None is one per physical core.
 
     Raises:
-        InputError: `threads` is not positive.
+        InputError: `threads` is not between 1 and the number of processors.
         MachineError: ONNX Runtime is not installed or cannot be loaded.
     """
 
     def __init__(self, *, threads: int | None = None) -> None:
         super().__init__()
-        if threads is not None and threads < 1:
+        processors = os.cpu_count() or 1
+        if threads is not None and not 1 <= threads <= processors:
             raise InputError(
-                f"threads: {threads}", why="at least one must run.", fix="give 1 or more."
+                f"threads: {threads}",
+                why=f"this machine has {processors} processors; more threads only cost memory.",
+                fix=f"give 1 to {processors}, or leave the number to the library.",
             )
         self._library = _onnxruntime()
         self._threads = threads

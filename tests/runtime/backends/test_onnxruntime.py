@@ -215,8 +215,8 @@ def test_backend_says_how_to_install_onnx_runtime_when_it_is_missing(
     assert "pip install onnxruntime" in raised.value.fix
 
 
-@pytest.mark.parametrize("threads", [0, -2])
-def test_backend_raises_when_threads_are_not_positive(threads: int) -> None:
+@pytest.mark.parametrize("threads", [0, -2, 99_999])
+def test_backend_raises_when_threads_are_more_than_processors_or_none(threads: int) -> None:
     with pytest.raises(InputError, match=f"threads: {threads}"):
         open_backend(threads=threads)
 
