@@ -12,39 +12,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from atp_runtime.cli.command import add_output_options, run_command
-from atp_runtime.errors import MachineError
+from atp_runtime.cli.command import CommandParser, add_output_options, run_command, wants_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `atp-export`; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    name = words[0] if words and words[0] in _PARSERS else "export"
-    parser = _PARSERS[name]()
-    add_output_options(parser)
-    options = parser.parse_args(words[1:] if words[:1] == [name] else words)
-    options.command = shlex.join(["atp-export", *words])
 
-    return run_command("atp-export", lambda: _run(name, options), as_json=options.json)
+    def work() -> int:
+        name = words[0] if words and words[0] in _PARSERS else "export"
+        parser = _PARSERS[name]()
+        add_output_options(parser)
+        options = parser.parse_args(words[1:] if words[:1] == [name] else words)
+        options.command = shlex.join(["atp-export", *words])
+        code: int = importlib.import_module(f"atp_export.commands.{name}").run(options)
+        return code
 
-
-def _run(name: str, options: argparse.Namespace) -> int:
-    try:
-        command = importlib.import_module(f"atp_export.commands.{name}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("atp_"):
-            raise
-        raise MachineError(
-            f"the package {error.name} is not installed",
-            why=f"atp-export {name} needs it; what runs on the device does not.",
-            fix="python -m pip install 'atp-llava[export]'",
-        ) from error
-    code: int = command.run(options)
-    return code
+    return run_command("atp-export", work, as_json=wants_json(words))
 
 
 def _export_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="atp-export",
         description="Compile an ATP-LLaVA checkpoint into a bundle of ONNX segments cut at the "
         "pruning points. Interrupted, it resumes when run again.",
@@ -103,7 +91,7 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def _inspect_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="atp-export inspect", description="Show a bundle's stages, shapes, sizes and origin."
     )
     parser.add_argument("bundle", type=Path)
@@ -111,7 +99,7 @@ def _inspect_parser() -> argparse.ArgumentParser:
 
 
 def _verify_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="atp-export verify",
         description="Check a bundle: every file's hash, the ONNX checker and, given the "
         "checkpoint, parity with PyTorch.",
@@ -123,7 +111,7 @@ def _verify_parser() -> argparse.ArgumentParser:
 
 
 def _doctor_parser() -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return CommandParser(
         prog="atp-export doctor",
         description="Show what this machine has for exporting, building engines and running.",
     )

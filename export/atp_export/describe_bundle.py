@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-
 from rich.console import Console
 from rich.table import Table
 
 from atp_export.tables import layer_range, megabytes, pruning, table
-from atp_runtime.manifest import Manifest, TensorSpec
-
-_CACHE = re.compile(r"\.\d+\.(key|value)$")
+from atp_export.tensor_table import axis_table, tensor_table
+from atp_runtime.manifest import Manifest
 
 
 def print_bundle(manifest: Manifest, console: Console) -> None:
@@ -22,7 +18,8 @@ def print_bundle(manifest: Manifest, console: Console) -> None:
         f"{origin.model}: {manifest.precision}, {manifest.dialect} (opset {manifest.opset}), "
         f"{vision.tokens} visual tokens on a {vision.grid[0]} x {vision.grid[1]} grid\n",
     )
-    for shown in (_stages(manifest), _tensors(manifest), _axes(manifest)):
+    tensors = tensor_table({stage.name: stage for stage in manifest.stages})
+    for shown in (_stages(manifest), tensors, axis_table(manifest.axes)):
         console.print(shown)
         console.print()
     _say(console, f"made by: {origin.command}")
@@ -43,35 +40,3 @@ def _stages(manifest: Manifest) -> Table:
     total = megabytes(sum(record.bytes for record in manifest.files.values()))
     rows.append((f"all {len(manifest.files)} files", "", total, ""))
     return table(("stage", "layers", "size", "then prunes"), rows, right=("size",))
-
-
-def _tensors(manifest: Manifest) -> Table:
-    """Inputs and outputs, each once for all the stages that have it."""
-    found: dict[tuple[str, ...], list[int]] = {}
-    for number, stage in enumerate(manifest.stages):
-        for direction, specs in (("in", stage.inputs), ("out", stage.outputs)):
-            for cells in dict.fromkeys(_cells(spec) for spec in specs):
-                found.setdefault((direction, *cells), []).append(number)
-    rows = [(*cells, _joined(numbers, manifest)) for cells, numbers in sorted(found.items())]
-    return table(("", "tensor", "shape", "dtype", "stages"), rows, wrapped=("stages",))
-
-
-def _cells(spec: TensorSpec) -> tuple[str, str, str]:
-    """A tensor's row; keys and values of all layers make one."""
-    shape = ", ".join(str(size) for size in spec.shape)
-    return _CACHE.sub(".{l}.key|value", spec.name), f"[{shape}]", spec.dtype
-
-
-def _joined(numbers: Sequence[int], manifest: Manifest) -> str:
-    """Names of stages, of several that follow one another as `segment_0..3`."""
-    names = [manifest.stages[number].name for number in numbers]
-    if len(names) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"{names[0]}..{names[-1].removeprefix('segment_')}"
-    return ", ".join(names)
-
-
-def _axes(manifest: Manifest) -> Table:
-    columns = ("axis", "minimum", "typical", "maximum")
-    axes = manifest.axes.items()
-    rows = [(name, str(a.minimum), str(a.typical), str(a.maximum)) for name, a in axes]
-    return table(columns, rows, right=columns[1:])

@@ -7,7 +7,9 @@ from rich.table import Table
 
 from atp_export.footprint import Footprint
 from atp_export.plan import ExportPlan
+from atp_export.signatures import plan_signatures
 from atp_export.tables import layer_range, megabytes, pruning, table
+from atp_export.tensor_table import axis_table, tensor_table
 
 
 def print_plan(plan: ExportPlan, footprint: Footprint, console: Console) -> None:
@@ -22,7 +24,8 @@ def print_plan(plan: ExportPlan, footprint: Footprint, console: Console) -> None
     )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    for shown in (_stages(plan, footprint), _memory(footprint), _fits(footprint)):
+    tensors, axes = tensor_table(plan_signatures(plan)), axis_table(plan.axes)
+    for shown in (_stages(plan, footprint), tensors, axes, _memory(footprint), _fits(footprint)):
         console.print()
         console.print(shown)
     console.print("\npredictions by arithmetic; none was measured on a Jetson", style="dim")

@@ -6,7 +6,6 @@ GRAPH_DIRECTORY = "onnx"
 # Beside the graphs, because a tied LM head refers to it and ONNX Runtime follows no path that
 # leaves the graph's directory.
 EMBEDDING_FILE = f"{GRAPH_DIRECTORY}/embed_tokens.npy"
-EMBEDDING_SOURCE = "model.language_model.embed_tokens.weight"
 PROCESSOR_DIRECTORY = "processor"
 PRUNING_FILE = "pruning/atp_modules.safetensors"
 PARITY_REPORT = "reports/parity.json"

@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from atp_export.compose import StageComposer, StageGraph, StageWeight
+from atp_export.compose import StageComposer
 from atp_export.job import ExportJob
 from atp_export.layout import (
     EMBEDDING_FILE,
-    EMBEDDING_SOURCE,
     GRAPH_DIRECTORY,
     PROCESSOR_DIRECTORY,
     PRUNING_FILE,
@@ -26,6 +25,7 @@ from atp_export.layout import (
 from atp_export.plan import DTYPE_NAMES, SegmentPlan
 from atp_export.processor_files import copy_processor_files
 from atp_export.progress import Reporter
+from atp_export.stage_graph import StageGraph, StageWeight
 from atp_export.weights import (
     Placement,
     TensorSource,
@@ -35,6 +35,7 @@ from atp_export.weights import (
     write_weights,
 )
 from atp_export.workspace import FinishedStep, Workspace, record_file
+from atp_models.text_spec import EMBEDDING
 from atp_runtime.manifest import FileRecord, PruningPoint, Stage
 
 
@@ -78,7 +79,7 @@ class StageWriter:
     def _write_embedding(self) -> FinishedStep:
         text, dtype = self.job.plan.spec.text, self.job.plan.dtype
         shape = (text.vocabulary, text.hidden)
-        weight = StageWeight(EMBEDDING_SOURCE, EMBEDDING_SOURCE, shape, dtype, transposed=False)
+        weight = StageWeight(EMBEDDING, EMBEDDING, shape, dtype, transposed=False)
         header = npy_header(shape, np.dtype(DTYPE_NAMES[dtype]))
         path = self.workspace.root / EMBEDDING_FILE
         placements = [Placement(weight, len(header))]
@@ -96,7 +97,7 @@ class StageWriter:
     ) -> FinishedStep:
         with self.reporter.waiting(f"{name}: tracing"):
             graph = compose()
-        own = [weight for weight in graph.weights if weight.source != EMBEDDING_SOURCE]
+        own = [weight for weight in graph.weights if weight.source != EMBEDDING]
         placements, total = place(own)
         path = self.workspace.root / data_file(name)
         with self.reporter.task(name, total) as advance:
@@ -108,8 +109,8 @@ class StageWriter:
             kind="segment" if layers != (0, 0) else name,
             graph=graph_file(name),
             data=tuple(files),
-            inputs=graph.inputs,
-            outputs=graph.outputs,
+            inputs=graph.signature.inputs,
+            outputs=graph.signature.outputs,
             layers=layers,
             pruning=pruning,
         )

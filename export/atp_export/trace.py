@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -50,14 +51,10 @@ class Piece:
 
     Attributes:
         function: Inputs are the activations in the module's order, then the weights.
-        inputs: Names of the activations.
-        outputs: Names of the outputs.
         weights: In the order of the function's remaining inputs.
     """
 
     function: ir.Function
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
     weights: tuple[Weight, ...]
 
 
@@ -96,14 +93,7 @@ def trace(
         _make_fake(module)
         example = tuple(_example(argument) for argument in arguments)
     _restore_index_buffers(module)
-    dynamic = tuple(
-        {
-            axis: torch.export.Dim.DYNAMIC
-            for axis, size in enumerate(a.shape)
-            if isinstance(size, str)
-        }
-        for a in arguments
-    )
+    dynamic = inspect.signature(module.forward).bind(*map(_dynamic_axes, arguments)).arguments
     with _quiet(), torch.no_grad():
         program = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
         converted = torch.onnx.export(
@@ -127,6 +117,11 @@ EXAMPLE_SIZES = {"tokens": 11, "kept": 7, "past": 5, "key": 12, "rows": 3, "imag
 def _example(argument: Argument) -> torch.Tensor:
     shape = [EXAMPLE_SIZES[size] if isinstance(size, str) else size for size in argument.shape]
     return torch.zeros(shape, dtype=argument.dtype)
+
+
+def _dynamic_axes(argument: Argument) -> dict[int, object]:
+    named = (axis for axis, size in enumerate(argument.shape) if isinstance(size, str))
+    return dict.fromkeys(named, torch.export.Dim.DYNAMIC)
 
 
 def _make_fake(module: nn.Module) -> None:
@@ -172,12 +167,7 @@ def _as_piece(name: str, model: ir.Model, arguments: list[str]) -> Piece:
     _keep_scopes(graph)
     graph.opset_imports.update(model.opset_imports)
     function = ir.Function(DOMAIN, name, graph=graph, attributes=[])
-    return Piece(
-        function=function,
-        inputs=tuple(arguments),
-        outputs=tuple(str(value.name) for value in graph.outputs),
-        weights=tuple(weights),
-    )
+    return Piece(function, tuple(weights))
 
 
 def _weights_to_inputs(graph: ir.Graph) -> list[tuple[ir.Value, Weight]]:

@@ -1,6 +1,7 @@
 """Streams weights from a checkpoint into a stage's data file, one tensor at a time.
 
-At most two tensors are in memory: one is read and converted while the one before is written.
+One tensor is read and converted while the one before is written, in two buffers that are used
+again and again: fresh memory for each would take as long to get as the tensor to transpose.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from atp_export.compose import IR_TYPES, StageGraph, StageWeight
+from atp_export.plan import DTYPE_NAMES
+from atp_export.stage_graph import IR_TYPES, StageGraph, StageWeight
 from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
 from atp_runtime.errors import CheckFailedError
@@ -25,7 +27,8 @@ from atp_runtime.manifest import FileRecord
 
 # Runtimes map weights into memory; a page is what they can map.
 ALIGNMENT = 4096
-BLOCK = 1 << 24
+# Small enough to be hashed from the processor's cache after it was written.
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class TensorSource:
     checkpoint: Checkpoint
     spec: ModelSpec
 
-    def read(self, weight: StageWeight) -> torch.Tensor:
-        """The weight as the graph uses it: shape, dtype, contiguous.
+    def read(self, weight: StageWeight, into: torch.Tensor) -> None:
+        """Writes a weight into a tensor of the shape and dtype that the graph uses.
 
         Raises:
             CheckFailedError: It holds NaN or infinity, in the checkpoint or after conversion
@@ -58,7 +61,7 @@ class TensorSource:
         # NaN and infinity show in the extremes, which take a tenth of the time of `isfinite`.
         if not bool(torch.isfinite(torch.stack(tensor.aminmax())).all()):
             raise _not_finite(weight, stored)
-        return (tensor.t() if weight.transposed else tensor).contiguous()
+        into.copy_(tensor.t() if weight.transposed else tensor)
 
 
 def _not_finite(weight: StageWeight, stored: torch.Tensor) -> CheckFailedError:
@@ -95,7 +98,7 @@ def place(weights: Sequence[StageWeight]) -> tuple[tuple[Placement, ...], int]:
 def write_weights(
     path: Path,
     placements: Sequence[Placement],
-    read: Callable[[StageWeight], torch.Tensor],
+    read: Callable[[StageWeight, torch.Tensor], None],
     advance: Callable[[int], None],
     *,
     header: bytes = b"",
@@ -105,7 +108,7 @@ def write_weights(
     Args:
         path: The file to make.
         placements: In ascending order of offset.
-        read: Delivers a weight as the graph uses it.
+        read: Writes a weight into a tensor, see `TensorSource.read`.
         advance: Called with the number of bytes that were written.
         header: Bytes before the first weight.
 
@@ -113,15 +116,18 @@ def write_weights(
         OSError: The disk is full or the file cannot be written.
         CheckFailedError: See `TensorSource.read`.
     """
+    largest = max((placement.weight.nbytes for placement in placements), default=0)
+    buffers = [torch.empty(largest, dtype=torch.uint8) for _ in placements[:2]]
     try:
         with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as background:
             output = _HashedFile(file, advance)
             writing = background.submit(output.write, header)
-            for placement in placements:
-                tensor = read(placement.weight)
+            for index, placement in enumerate(placements):
+                weight = placement.weight
+                data = buffers[index % 2][: weight.nbytes]
+                read(weight, data.view(weight.dtype).view(weight.shape))
                 writing.result()
-                writing = background.submit(output.write_tensor, placement.offset, tensor)
-                del tensor
+                writing = background.submit(output.write_at, placement.offset, data.numpy().data)
             writing.result()
     except OSError as error:
         # A failed write does not say to which file.
@@ -139,10 +145,8 @@ class _HashedFile:
         self.digest = hashlib.sha256()
         self.position = 0
 
-    def write_tensor(self, offset: int, tensor: torch.Tensor) -> None:
+    def write_at(self, offset: int, data: memoryview) -> None:
         self.write(bytes(offset - self.position))
-        # NumPy has no view of every dtype, but bytes are bytes.
-        data = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
         for start in range(0, len(data), BLOCK):
             self.write(data[start : start + BLOCK])
 
@@ -177,7 +181,7 @@ def attach(graph: StageGraph, locations: Sequence[tuple[str, int]]) -> ir.Model:
             location,
             offset,
             weight.nbytes,
-            IR_TYPES[weight.dtype],
+            IR_TYPES[DTYPE_NAMES[weight.dtype]],
             shape=ir.Shape(weight.shape),
             name=weight.name,
         )

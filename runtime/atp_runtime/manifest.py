@@ -217,7 +217,7 @@ def read_manifest(bundle: Path) -> Manifest:
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}", why="it is not JSON.", fix=_REBUILD) from error
     _check_version(value, path)
     manifest = from_json(Manifest, value, source=str(path), fix=_REBUILD)

@@ -79,7 +79,8 @@ class VisionEncoder:
         size = math.prod(self._features) * item_size(self._dtype)
         features = self._backend.allocate(size).array(self._features, self._dtype)
         self._stage.run({"pixel_values": pixels}, {"image_features": features})
-        return np.array(self._backend.download(features)[0])
+        image: npt.NDArray[Any] = self._backend.download(features)[0]
+        return image
 
     def _check_size(self, processed: PreprocessedImage) -> None:
         found, wanted = processed.pixel_values.shape[1:], self._model.image_size

@@ -15,6 +15,7 @@ from atp_export.parity import render_tree
 from atp_export.pipeline import ExportResult, export_bundle, parity_failure
 from atp_export.plan import plan_summary
 from atp_export.progress import make_reporter
+from atp_export.signatures import plan_signatures
 from atp_runtime.cli.command import print_json
 from atp_runtime.schema import to_json
 
@@ -44,7 +45,9 @@ def run(options: argparse.Namespace) -> int:
 def _dry_run(job: ExportJob, *, as_json: bool) -> int:
     footprint = predict_footprint(job.plan)
     if as_json:
-        print_json({"plan": to_json(plan_summary(job.plan)), "footprint": to_json(footprint)})
+        plan = plan_summary(job.plan)
+        document = {"plan": plan, "stages": plan_signatures(job.plan), "footprint": footprint}
+        print_json(to_json(document))
     else:
         print_plan(job.plan, footprint, Console())
     return 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from atp_runtime.cli.command import print_json
+from atp_runtime.cli.command import error_document, print_error, print_json
 from atp_runtime.errors import CheckFailedError
 
 
@@ -29,7 +28,5 @@ def end(failure: CheckFailedError | None, document: dict[str, Any] | None) -> in
     if failure is None:
         print_json(document)
         return 0
-    parts = {"what": failure.what, "why": failure.why, "fix": failure.fix}
-    print_json({**document, "error": {**parts, "exit_code": failure.exit_code}})
-    print(f"atp-export: {failure}", file=sys.stderr)
-    return failure.exit_code
+    print_json({**document, "error": error_document(failure)})
+    return print_error("atp-export", failure)

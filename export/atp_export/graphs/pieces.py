@@ -1,4 +1,4 @@
-"""The modules that are traced once each and composed into stages.
+"""The decoder's modules, traced once each and composed into segments and the head.
 
 A segment is `SegmentEntry`, then one `DecoderLayer` per layer, then `AttentionScorer` if it
 ends at a pruning point. Parameter names are those of the checkpoint below
@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModel
 from transformers.activations import ACT2FN
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from atp_export.graphs.dialects import Dialect, grouped_scores
-from atp_models.architecture import ModelSpec, TextSpec
+from atp_models.architecture import TextSpec
 
 
 class SegmentEntry(nn.Module):
@@ -237,47 +235,3 @@ class Head(nn.Module):
             version=13,
         )
         return logits.float()
-
-
-class Vision(nn.Module):
-    """Vision tower, feature selection and projector: Transformers' modules, our attention."""
-
-    def __init__(self, spec: ModelSpec, dialect: Dialect, dtype: torch.dtype) -> None:
-        super().__init__()
-        config = spec.transformers_config()
-        self.dtype = dtype
-        self.feature_layer = spec.vision.feature_layer
-        self.drop_first = spec.vision.select_strategy == "default"
-        self.vision_tower = AutoModel.from_config(
-            config.vision_config, attn_implementation=_register_attention(dialect)
-        )
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Image features [images, tokens, hidden] from [images, 3, height, width]."""
-        outputs = self.vision_tower(pixel_values.to(self.dtype), output_hidden_states=True)
-        layers = self.feature_layer
-        chosen = (layers,) if isinstance(layers, int) else layers
-        states = [outputs.hidden_states[layer] for layer in chosen]
-        if self.drop_first:
-            states = [state[:, 1:] for state in states]
-        features: Tensor = self.multi_modal_projector(torch.cat(states, dim=-1))
-        return features
-
-
-def _register_attention(dialect: Dialect) -> str:
-    """Makes the dialect's attention known to Transformers' towers; returns its name.
-
-    Their own choices trace to shape arithmetic, masks of zeros and NaN checks in every layer.
-    """
-
-    def attend(
-        _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **_: object
-    ) -> tuple[Tensor, None]:
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        mixed = dialect.attend(query, key, value, mask)
-        return torch.unflatten(mixed, 2, (query.shape[2], -1)), None
-
-    name = f"atp_{dialect.name}"
-    AttentionInterface.register(name, attend)
-    return name

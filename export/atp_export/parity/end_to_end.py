@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from atp_export.parity.measures import Array, Measure, Tolerance, compare, in_sequence
 from atp_export.parity.probes import SCORES
+from atp_export.parity.pruned_reference import PrunedReference, run_reference, score_arrays
 from atp_export.parity.recording import BundleRun, Outputs, keep_all
 from atp_export.parity.report import Check
 from atp_export.parity.samples import Prompt
-from atp_models.reference import DenseStep, LlavaReference, PrunedStep, Scores
+from atp_models.reference import DenseStep, LlavaReference, PrunedStep
 from atp_runtime.decoder_results import PointResult
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import Manifest, cache_names
+from atp_runtime.manifest import cache_names
 from atp_runtime.selection import SelectTokens
 
 SCOPE = "end to end"
-Keep = Mapping[int, torch.Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class PrunedReference:
-    """A prompt through the pruned reference.
-
-    Attributes:
-        keep: By layer, the indices that were kept before it.
-        steps: The prompt's, then one per forced token.
-    """
-
-    keep: Keep
-    steps: tuple[PrunedStep, ...]
 
 
 def check_dense(
@@ -48,22 +34,30 @@ def check_dense(
     pixels = None if prompt.pixel_values is None else torch.from_numpy(prompt.pixel_values)
     step = dense.forward(torch.from_numpy(prompt.ids), pixels)
     pairs = [(_found(result.logits, outputs), _dense(step))]
-    for token in prompt.forced:
-        logits, outputs = run.decode(int(token))
-        pairs.append((_found(logits, outputs), _dense(dense.forward(torch.tensor([token])))))
-    measures = _measures(pairs, tolerances)
+    for _, ids in prompt.following:
+        found = _found(*run.follow(ids))
+        pairs.append((found, _dense(dense.forward(torch.from_numpy(ids)))))
+    measures = _measures(prompt.moments, pairs, tolerances)
     return Check.of("dense", SCOPE, "Transformers' LLaVA", prompt.name, measures)
 
 
 def check_pruned(
+    name: str,
     run: BundleRun,
     reference: LlavaReference,
     prompt: Prompt,
     select: SelectTokens,
-    manifest: Manifest,
     tolerances: Mapping[str, Tolerance],
 ) -> tuple[Check, PrunedReference | None]:
-    """The bundle pruning by its own rule against PyTorch with the same tokens kept.
+    """The bundle pruning against PyTorch with the same tokens kept.
+
+    Args:
+        name: Of the check.
+        run: The bundle.
+        reference: The checkpoint.
+        prompt: With images.
+        select: What prunes: the bundle's own rule, or another.
+        tolerances: Of the bundle's precision.
 
     Returns:
         The check, and the reference's run for checking stage by stage; None if the bundle's
@@ -73,16 +67,17 @@ def check_pruned(
     try:
         result, outputs = run.prefill(prompt, select)
     except CheckFailedError as error:
-        return Check.impossible("pruned", SCOPE, against, error.what), None
+        return Check.impossible(name, SCOPE, against, error.what), None
+    manifest = run.manifest
     expected = run_reference(reference, prompt, manifest, kept_before(result.points))
     scored = {stage.layers[1]: stage.name for stage in manifest.segments if stage.pruning}
     pairs = [(_found(result.logits, outputs, scored), _pruned(expected.steps[0], scored))]
-    for token, step in zip(prompt.forced, expected.steps[1:], strict=True):
-        logits, outputs = run.decode(int(token))
-        pairs.append((_found(logits, outputs), _pruned(step, {})))
+    for (_, ids), step in zip(prompt.following, expected.steps[1:], strict=True):
+        pairs.append((_found(*run.follow(ids)), _pruned(step, {})))
     counts = [len(prompt.ids), *(len(point.kept) for point in result.points)]
     detail = f"{prompt.name}, tokens {' → '.join(map(str, counts))}"
-    return Check.of("pruned", SCOPE, against, detail, _measures(pairs, tolerances)), expected
+    measures = _measures(prompt.moments, pairs, tolerances)
+    return Check.of(name, SCOPE, against, detail, measures), expected
 
 
 def kept_before(points: tuple[PointResult, ...]) -> dict[int, torch.Tensor]:
@@ -91,29 +86,6 @@ def kept_before(points: tuple[PointResult, ...]) -> dict[int, torch.Tensor]:
         point.before_layer: torch.from_numpy(np.searchsorted(point.entered, point.kept))
         for point in points
     }
-
-
-def run_reference(
-    reference: LlavaReference, prompt: Prompt, manifest: Manifest, keep: Keep
-) -> PrunedReference:
-    """A prompt and its forced tokens through the pruned reference."""
-    points = [stage.layers[1] for stage in manifest.segments if stage.pruning]
-    run = reference.pruned(points)
-    ids = torch.from_numpy(prompt.ids)
-    features = None
-    if prompt.pixel_values is not None:
-        features = reference.see(torch.from_numpy(prompt.pixel_values)).features
-    visual = ids == manifest.vision.image_token_id
-    steps = [run.forward(reference.embed(ids, features), visual, keep)]
-    for token in prompt.forced:
-        hidden = reference.embed(torch.tensor([int(token)]))
-        steps.append(run.forward(hidden, torch.tensor([False])))
-    return PrunedReference(keep, tuple(steps))
-
-
-def score_arrays(scores: Scores) -> dict[str, Array]:
-    """Scores by the names of a graph's outputs."""
-    return dict(zip(SCORES, (scores.own.numpy(), scores.cross.numpy()), strict=True))
 
 
 def _found(
@@ -154,15 +126,13 @@ def _score_name(before_layer: int, name: str) -> str:
 
 
 def _measures(
-    pairs: list[tuple[dict[str, Array], dict[str, Array]]], tolerances: Mapping[str, Tolerance]
+    moments: Sequence[str],
+    pairs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]],
+    tolerances: Mapping[str, Tolerance],
 ) -> Iterator[Measure]:
-    (found, expected), decoded = pairs[0], pairs[1:]
-    for name in expected:
-        yield compare(name, "prefill", found[name], expected[name], _bound(name, tolerances))
-    for name in decoded[0][1] if decoded else ():
-        a, b = (in_sequence([side[which][name] for side in decoded]) for which in (0, 1))
-        yield compare(name, "decode", a, b, _bound(name, tolerances))
-
-
-def _bound(name: str, tolerances: Mapping[str, Tolerance]) -> Tolerance:
-    return tolerances["logits" if name == "logits" else SCOPE]
+    for moment in dict.fromkeys(moments):
+        at = [pair for m, pair in zip(moments, pairs, strict=True) if m == moment]
+        for name in at[0][1]:
+            found, expected = (in_sequence([pair[side][name] for pair in at]) for side in (0, 1))
+            bound = tolerances["logits" if name == "logits" else SCOPE]
+            yield compare(name, moment, found, expected, bound)

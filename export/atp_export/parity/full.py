@@ -6,14 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from atp_export.parity.end_to_end import (
-    PrunedReference,
-    check_dense,
-    check_pruned,
-    run_reference,
-)
+from atp_export.parity.end_to_end import check_dense, check_pruned
 from atp_export.parity.measures import Tolerance
-from atp_export.parity.recording import BundleRun
+from atp_export.parity.pruned_reference import PrunedReference, run_reference
+from atp_export.parity.recording import BundleRun, drop_some
 from atp_export.parity.report import Check
 from atp_export.parity.samples import Prompt, picture
 from atp_export.parity.stages import check_head, check_segment, check_vision
@@ -59,9 +55,13 @@ def _end_to_end(
     with BundleRun(bundle, max(prompt.tokens for prompt in prompts)) as run:
         checks = [check_dense(run, reference, prompt, tolerances) for prompt in prompts]
         if prunes and prompts[0].pixel_values is not None:
-            select = Selectors.open(bundle.root, manifest)
-            check, expected = check_pruned(run, reference, prompts[0], select, manifest, tolerances)
-            checks.append(check)
+            rules = Selectors.open(bundle.root, manifest)
+            for name, select in (("pruned", rules), ("forced", drop_some)):
+                check, expected = check_pruned(name, run, reference, prompts[0], select, tolerances)
+                checks.append(check)
+                # Of a rule that keeps everything on this prompt, dropping is checked by force.
+                if expected is None or expected.drops:
+                    break
     return checks, expected
 
 

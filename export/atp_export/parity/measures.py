@@ -43,7 +43,7 @@ class Measure:
         when: "prefill", "decode" (all steps together) or another moment.
         cosine: Between the tensors' rows, see the module; None if it is not a number.
         norm_ratio: Of the found to the expected rows; None if it is not a number.
-        max_abs_error: Unscaled; None if it is not a number, or the shapes differ.
+        max_abs_error: Unscaled; None if it is not a number, or nothing can be compared.
         passed: Whether all three are within the tolerance.
     """
 
@@ -64,10 +64,13 @@ def as_rows(array: Array) -> Rows:
 
 
 def in_sequence(steps: Sequence[Array]) -> Array:
-    """Tensors [1, 1, ...] or [1, width] of several decode steps as one [1, steps, ...].
+    """What several runs gave as one tensor: [1, tokens, ...] joined, [1, width] as tokens.
 
     Of one token alone the norm is a small sample; together, steps tell rounding from a scale.
+    One run's tensor comes back as it is.
     """
+    if len(steps) == 1:
+        return steps[0]
     return np.concatenate([a[:, np.newaxis] if a.ndim == 2 else a for a in steps], axis=1)
 
 
@@ -80,7 +83,7 @@ def compare(
     *,
     scale: Array | None = None,
 ) -> Measure:
-    """Compares two tensors of the same shape, in float64.
+    """Compares two tensors of the same shape, in float64; what is empty fails.
 
     Args:
         tensor: Name for the report.
@@ -90,12 +93,12 @@ def compare(
         tolerance: What passes. NaN and infinite values never do, wherever they stand.
         scale: A tensor whose rows' norms scale the rows; None is `expected` itself.
     """
-    if found.shape != expected.shape:
+    if found.shape != expected.shape or found.size == 0:
         return Measure(tensor, when, None, None, None, passed=False)
     a, b = as_rows(found), as_rows(expected)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Measure(tensor, when, None, None, None, passed=False)
-    error = float(np.abs(a - b).max(initial=0.0))
+    error = float(np.abs(a - b).max())
     weights = _row_weights(b if scale is None else as_rows(scale))
     cosine, ratio = _cosine_and_ratio(a * weights, b * weights)
     bound = tolerance.max_abs_error
@@ -128,4 +131,4 @@ def _cosine_and_ratio(a: Rows, b: Rows) -> tuple[float, float | None]:
 
 
 def _root_mean_square(rows: Rows) -> float:
-    return float(np.sqrt(np.square(rows).mean())) if rows.size else 0.0
+    return float(np.sqrt(np.square(rows).mean()))

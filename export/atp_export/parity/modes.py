@@ -14,7 +14,7 @@ from atp_runtime.errors import MachineError
 # PyTorch holds float32; ONNX Runtime on x86 turns FP16 weights into float32 as well, and maps
 # the bundle's file besides.
 _BYTES_PER_PARAMETER = 4 + 4 + 1
-_MARGIN = 1.2
+_MARGIN = 1.1
 _OTHERWISE = 1 << 30  # bytes: both libraries, activations, hidden states of every layer
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -109,17 +109,19 @@ def _query(graph: ir.Graph, stage: Stage, layer: int) -> ir.Value:
 
 def _tower_states(graph: ir.Graph, stage: Stage) -> list[ir.Value]:
     """The hidden states that enter the tower's layers, in order, and that leave the last."""
-    found: dict[int, ir.Value] = {}
-    last = ""
+    entering: dict[int, ir.Value] = {}
+    prefixes: dict[int, str] = {}
     for name, weight in graph.initializers.items():
         match = _TOWER_NORM.fullmatch(name)
         norms = [node for node in weight.consumers() if node.op_type == "LayerNormalization"]
         if match and norms and norms[0].inputs[0] is not None:
-            found[int(match["layer"])] = norms[0].inputs[0]
-            last = match["prefix"] if len(found) == int(match["layer"]) + 1 else last
-    names = (f"{last}{projection}" for projection in _TOWER_OUTPUTS)
-    projection = next((n for n in names if f"{n}.weight" in graph.initializers), f"{last}fc2")
-    states = [value for _, value in sorted(found.items())]
+            entering[int(match["layer"])] = norms[0].inputs[0]
+            prefixes[int(match["layer"])] = match["prefix"]
+    if not entering:
+        return []  # features are taken before the first layer
+    names = [prefixes[max(prefixes)] + output for output in _TOWER_OUTPUTS]
+    projection = next((name for name in names if f"{name}.weight" in graph.initializers), names[0])
+    states = [value for _, value in sorted(entering.items())]
     states.append(_residual_sum(graph, stage, projection))
     return [_as_output(value, hidden_name(layer), graph) for layer, value in enumerate(states)]
 

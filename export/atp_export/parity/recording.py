@@ -16,8 +16,14 @@ from atp_runtime.chunk import Chunk
 from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.decoder_results import PrefillResult
 from atp_runtime.embedding import EmbeddingTable
-from atp_runtime.manifest import PruningPoint, Stage
-from atp_runtime.selection import FloatArray, Selection, SelectTokens, VisualTokens
+from atp_runtime.manifest import Manifest, PruningPoint, Stage
+from atp_runtime.selection import (
+    FloatArray,
+    IndexArray,
+    Selection,
+    SelectTokens,
+    VisualTokens,
+)
 
 Outputs = dict[str, Array]
 
@@ -72,6 +78,12 @@ class BundleRun:
         self._backend = RecordingBackend()
         self._table = EmbeddingTable.open(bundle)
         self._decoder = SegmentedDecoder(bundle, self._backend, capacity)
+        self._select: SelectTokens = keep_all
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's."""
+        return self._bundle.manifest
 
     def __enter__(self) -> BundleRun:
         return self
@@ -96,23 +108,28 @@ class BundleRun:
             name, others as "stage:name".
         """
         self._decoder.reset()
-        manifest = self._bundle.manifest
-        hidden = self._table.splice(
-            prompt.ids, self._features(prompt), manifest.vision.image_token_id
-        )
-        chunk = Chunk.from_ids(prompt.ids, manifest.vision)
+        self._select = select
+        vision = self.manifest.vision
+        hidden = self._table.splice(prompt.ids, self._features(prompt), vision.image_token_id)
         self._backend.outputs = {}
-        result = self._decoder.prefill(hidden, chunk, select)
+        result = self._decoder.prefill(hidden, Chunk.from_ids(prompt.ids, vision), select)
         return result, self._backend.outputs
 
-    def decode(self, token: int) -> tuple[FloatArray, Outputs]:
-        """Runs one more token: logits [vocabulary], and the outputs of all stages."""
+    def follow(self, ids: IndexArray) -> tuple[FloatArray, Outputs]:
+        """Goes on with text: a decode step if it is one token, else a turn.
+
+        Returns:
+            Logits [vocabulary] and the outputs of all stages, as `prefill` does.
+        """
         self._backend.outputs = {}
-        logits = self._decoder.decode(self._table.rows([token])[np.newaxis])
-        return logits, self._backend.outputs
+        hidden = self._table.rows(ids)[np.newaxis]
+        if len(ids) == 1:
+            return self._decoder.decode(hidden), self._backend.outputs
+        result = self._decoder.prefill(hidden, Chunk.text(len(ids)), self._select)
+        return result.logits, self._backend.outputs
 
     def _features(self, prompt: Prompt) -> Array:
-        manifest = self._bundle.manifest
+        manifest = self.manifest
         images = 0 if prompt.pixel_values is None else len(prompt.pixel_values)
         shape = (images, manifest.vision.tokens, manifest.text.hidden)
         if prompt.pixel_values is None:
@@ -134,3 +151,14 @@ def keep_all(
 ) -> Selection:
     """Drops nothing."""
     return Selection(np.ones(len(visual), dtype=np.bool_))
+
+
+def drop_some(
+    _point: PruningPoint,
+    _scores_self: FloatArray,
+    _scores_cross: FloatArray,
+    _has_text: bool,
+    visual: VisualTokens,
+) -> Selection:
+    """Drops every fourth visual token."""
+    return Selection(np.arange(len(visual)) % 4 != 0)

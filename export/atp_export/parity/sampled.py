@@ -16,7 +16,7 @@ import torch
 from atp_export.parity.measures import Measure, Tolerance, compare
 from atp_export.parity.probes import hidden_name, single_layer, tower_layers
 from atp_export.parity.report import Check
-from atp_export.parity.samples import image_prompt, picture
+from atp_export.parity.samples import picture, random_text
 from atp_export.parity.sessions import GraphSession
 from atp_export.parity.stages import (
     MODULES,
@@ -25,6 +25,7 @@ from atp_export.parity.stages import (
     check_vision,
     empty_past,
     layer_inputs,
+    layer_names,
     layer_outputs,
     leaving,
     tower_measures,
@@ -140,8 +141,7 @@ def _begin(
     tolerances: Mapping[str, Tolerance],
 ) -> tuple[Check, list[_Chunk]]:
     """The embedding table's check, and what enters the first layer."""
-    prompt = image_prompt(spec, 0, _TEXT + _TURN + 1 + _VISUAL)
-    ids = np.resize(prompt.ids, 2 * _TEXT + _TURN + 1 + _VISUAL)
+    ids = random_text(spec, 2 * _TEXT + _VISUAL + _TURN + 1, np.random.default_rng(0))
     table = parts.embed(torch.from_numpy(ids))
     found = EmbeddingTable.open(bundle).rows(ids)[np.newaxis]
     measure = compare("embed_tokens", "rows", found, table.numpy(), tolerances[SCOPE])
@@ -182,9 +182,7 @@ def _check_segment(
             _Chunk(chunk.when, step.left, step.tokens)
             for chunk, step in zip(flow, steps, strict=True)
         ]
-    first, last = stage.layers
-    detail = f"layers {', '.join(map(str, layers))} of {first} to {last - 1}"
-    return Check.of(stage.name, SCOPE, MODULES, detail, measures), flow
+    return Check.of(stage.name, SCOPE, MODULES, layer_names(stage, layers), measures), flow
 
 
 def _kept(stage: Stage, layer: int, chunk: _Chunk) -> torch.Tensor:

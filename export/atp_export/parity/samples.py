@@ -13,7 +13,10 @@ import numpy.typing as npt
 
 from atp_models.architecture import ModelSpec
 
+Ids = npt.NDArray[np.int64]
+
 DECODE_STEPS = 8
+TURN = 4  # tokens of a second turn, after the decode steps
 MAX_VISUAL = 640  # tokens; beyond, a second image only takes time
 _BEFORE, _BETWEEN, _AFTER, _TEXT_ONLY = 8, 4, 16, 24
 _SEED = 20241
@@ -21,24 +24,30 @@ _SEED = 20241
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A prompt and the tokens that are forced after it.
+    """A prompt and what is forced to follow it.
 
     Attributes:
         name: Such as "1 image" or "text only".
         ids: int64 [N], a placeholder for each image feature.
         pixel_values: float32 [images, 3, height, width], or None.
-        forced: int64, the tokens of the decode steps.
+        following: Text, each with its moment: "decode" for single tokens, then a "turn" of
+            several; int64 [tokens] each.
     """
 
     name: str
-    ids: npt.NDArray[np.int64]
+    ids: Ids
     pixel_values: npt.NDArray[np.float32] | None
-    forced: npt.NDArray[np.int64]
+    following: tuple[tuple[str, Ids], ...]
 
     @property
     def tokens(self) -> int:
-        """Positions that the prompt and the forced tokens take."""
-        return len(self.ids) + len(self.forced)
+        """Positions that all of it takes."""
+        return len(self.ids) + sum(len(ids) for _, ids in self.following)
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What the chunks are called, the prompt's being "prefill"."""
+        return ("prefill", *(moment for moment, _ in self.following))
 
 
 def make_prompts(spec: ModelSpec, longest: int) -> tuple[Prompt, ...]:
@@ -48,32 +57,50 @@ def make_prompts(spec: ModelSpec, longest: int) -> tuple[Prompt, ...]:
         spec: The model.
         longest: Positions there are.
     """
-    room = longest - DECODE_STEPS - _BEFORE - _AFTER - _BETWEEN
+    room = longest - DECODE_STEPS - TURN - _BEFORE - _AFTER - _BETWEEN
     images = min(2, room // spec.vision.tokens, max(1, MAX_VISUAL // spec.vision.tokens))
     text = image_prompt(spec, 0, longest)
     return (image_prompt(spec, images, longest), text) if images > 0 else (text,)
 
 
 def image_prompt(spec: ModelSpec, images: int, longest: int) -> Prompt:
-    """A prompt with that many images, text before, between and after them; or of text alone."""
+    """A prompt with that many images, text before, between and after them; or of text alone.
+
+    Of few positions the prompt takes the first, then come decode steps, then the turn.
+    """
     generator = np.random.default_rng(_SEED + images)
-    steps = max(0, min(DECODE_STEPS, longest - 1))
-
-    def text(count: int) -> npt.NDArray[np.int64]:
-        drawn = generator.integers(spec.text.vocabulary - 1, size=count)
-        return drawn + (drawn >= spec.image_token_id)
-
     if images == 0:
-        ids = text(max(1, min(_TEXT_ONLY, longest - steps)))
-        return Prompt("text only", ids, None, text(steps))
+        ids = random_text(spec, max(1, min(_TEXT_ONLY, longest - DECODE_STEPS - TURN)), generator)
+        following = _following(spec, longest - len(ids), generator)
+        return Prompt("text only", ids, None, following)
     places = np.full(spec.vision.tokens, spec.image_token_id)
-    parts = [text(_BEFORE), places]
+    parts = [random_text(spec, _BEFORE, generator), places]
     for _ in range(images - 1):
-        parts += [text(_BETWEEN), places]
-    ids = np.concatenate([*parts, text(_AFTER)])
+        parts += [random_text(spec, _BETWEEN, generator), places]
+    ids = np.concatenate([*parts, random_text(spec, _AFTER, generator)])
     pixels = np.stack([picture(spec.vision.image_size, number) for number in range(images)])
-    name = "1 image" if images == 1 else f"{images} images"
-    return Prompt(name, ids, pixels, text(steps))
+    following = _following(spec, longest - len(ids), generator)
+    return Prompt(count_images(images), ids, pixels, following)
+
+
+def random_text(spec: ModelSpec, count: int, generator: np.random.Generator) -> Ids:
+    """That many token ids, none of them the image placeholder."""
+    drawn = generator.integers(spec.text.vocabulary - 1, size=count)
+    return drawn + (drawn >= spec.image_token_id)
+
+
+def count_images(images: int) -> str:
+    """Such as "1 image"."""
+    return "1 image" if images == 1 else f"{images} images"
+
+
+def _following(
+    spec: ModelSpec, room: int, generator: np.random.Generator
+) -> tuple[tuple[str, Ids], ...]:
+    steps = min(DECODE_STEPS, room)
+    turn = min(TURN, room - steps)
+    decoded = [("decode", random_text(spec, 1, generator)) for _ in range(steps)]
+    return (*decoded, ("turn", random_text(spec, turn, generator))) if turn else tuple(decoded)
 
 
 def picture(size: tuple[int, int], number: int) -> npt.NDArray[np.float32]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from atp_export.parity.end_to_end import PrunedReference, score_arrays
 from atp_export.parity.measures import Array, Measure, Tolerance, compare, in_sequence
-from atp_export.parity.probes import SCORES, hidden_name, query_name, with_probes
+from atp_export.parity.probes import hidden_name, query_name, with_probes
+from atp_export.parity.pruned_reference import PrunedReference, score_arrays
 from atp_export.parity.report import Check
+from atp_export.parity.samples import count_images
 from atp_export.parity.sessions import Arrays, GraphSession
 from atp_models.reference import LayerStep, PrunedStep, Tokens, VisionStep
 from atp_runtime.bundle import Bundle
@@ -39,7 +40,7 @@ def check_vision(
     measures.append(
         compare("image_features", "prefill", outputs["image_features"], features, bound)
     )
-    return Check.of("vision", SCOPE, MODULES, f"{len(pixels)} image(s)", measures)
+    return Check.of("vision", SCOPE, MODULES, count_images(len(pixels)), measures)
 
 
 def tower_measures(
@@ -62,19 +63,24 @@ def check_segment(
 ) -> Check:
     """A segment on the prompt and on each decode step, the past being the reference's."""
     session = open_stage(bundle, stage)
-    first, last = stage.layers
     outputs = [session.run(_segment_inputs(stage, run, number)) for number in range(len(run.steps))]
     expected = [_expected(stage, step) for step in run.steps]
-    measures = []
-    for name in expected[0]:
-        bound = tolerances[SCOPE]
-        measures.append(compare(name, "prefill", outputs[0][name], expected[0][name], bound))
-        if name not in SCORES and len(outputs) > 1:
-            a, b = (in_sequence([x[name] for x in side[1:]]) for side in (outputs, expected))
-            measures.append(compare(name, "decode", a, b, bound))
+    measures: list[Measure] = []
+    for moment in dict.fromkeys(run.moments):
+        at = [number for number, m in enumerate(run.moments) if m == moment]
+        for name in expected[at[0]]:
+            a, b = (in_sequence([side[n][name] for n in at]) for side in (outputs, expected))
+            measures.append(compare(name, moment, a, b, tolerances[SCOPE]))
     measures += _updates(stage, run.steps[0], outputs[0], tolerances)
-    detail = f"layers {first} to {last - 1}" if last - first > 1 else f"layer {first}"
-    return Check.of(stage.name, SCOPE, MODULES, detail, measures)
+    return Check.of(stage.name, SCOPE, MODULES, layer_names(stage), measures)
+
+
+def layer_names(stage: Stage, sampled: Sequence[int] = ()) -> str:
+    """Says which layers were compared, and of which if those are a sample."""
+    first, last = stage.layers[0], stage.layers[1] - 1
+    if sampled and len(sampled) <= last - first:
+        return f"layers {', '.join(map(str, sampled))} of {first} to {last}"
+    return f"layers {first} to {last}" if last > first else f"layer {first}"
 
 
 def check_head(
@@ -182,7 +188,9 @@ def layer_outputs(stage: Stage, layer: int, step: LayerStep) -> dict[str, Array]
         query_name(layer): step.query.numpy(),
         leaving(stage, layer): step.left.numpy(),
     }
-    return found if step.scores is None else found | score_arrays(step.scores)
+    if step.scores is not None and bool(step.tokens.visual.any()):
+        found |= score_arrays(step.scores)
+    return found
 
 
 def leaving(stage: Stage, layer: int) -> str:

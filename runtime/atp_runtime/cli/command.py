@@ -136,13 +136,26 @@ def _exit_code(name: str, work: Callable[[], int], *, as_json: bool, if_interrup
         )
     except MemoryError:
         error = out_of_memory()
+    except ModuleNotFoundError as raised:
+        error = _missing_package(name, raised)
     except BrokenPipeError:
         raise
     except OSError as raised:
-        error = _from_os_error(raised, "a file")
+        error = _from_os_error(raised, "output")
     if as_json:
         print_json({"error": error_document(error)})
     return print_error(name, error)
+
+
+def _missing_package(name: str, error: ModuleNotFoundError) -> MachineError:
+    package = (error.name or "").partition(".")[0]
+    if not package or package.startswith("atp_"):
+        raise error  # one of our own modules is a defect
+    return MachineError(
+        f"the Python package {package} is not installed",
+        why=f"{name} needs it.",
+        fix="python -m pip install 'atp-llava[export]'; without [export] for atp-run alone.",
+    )
 
 
 def _from_os_error(error: OSError, unnamed: str) -> MachineError:
@@ -151,7 +164,7 @@ def _from_os_error(error: OSError, unnamed: str) -> MachineError:
         return MachineError(
             f"{where}: the disk is full",
             why="what was finished is kept, what was being written is not.",
-            fix="free space and run the same command again; it resumes.",
+            fix="free space and run the same command again.",
         )
     return MachineError(
         f"{where}: {error.strerror or error}",

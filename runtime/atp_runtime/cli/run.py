@@ -41,7 +41,6 @@ def _parser() -> argparse.ArgumentParser:
         "--image",
         action="append",
         default=[],
-        type=Path,
         metavar="PHOTO",
         help="a photo the question is about; repeat for several",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from atp_runtime.answer import Answer
@@ -84,8 +85,10 @@ def _unwritable(path: Path) -> str | None:
     directory = path.parent
     if not directory.is_dir():
         return f"there is no directory {directory}"
-    if not os.access(directory, os.W_OK | os.X_OK):
-        return f"you may not write to {directory}"
+    try:
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        return f"nothing can be written to {directory} ({error.strerror})"
     if path.exists() and not path.is_file():
         return "what is there is not a regular file"
     if path.exists() and not os.access(path, os.W_OK):

@@ -1,0 +1,67 @@
+"""A prompt and what follows it through the pruned PyTorch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from atp_export.parity.measures import Array
+from atp_export.parity.probes import SCORES
+from atp_export.parity.samples import Prompt
+from atp_models.reference import LlavaReference, PrunedStep, Scores
+from atp_runtime.manifest import Manifest
+
+Keep = Mapping[int, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedReference:
+    """A prompt through the pruned reference.
+
+    Attributes:
+        keep: By layer, the indices that were kept before it.
+        moments: What the steps are: "prefill", "decode" or "turn".
+        steps: The prompt's, then one per chunk that follows.
+    """
+
+    keep: Keep
+    moments: tuple[str, ...]
+    steps: tuple[PrunedStep, ...]
+
+    @property
+    def drops(self) -> bool:
+        """Whether fewer tokens reached the last layer than the first."""
+        layers = self.steps[0].layers
+        return layers[-1].entered.shape[1] < layers[0].entered.shape[1]
+
+
+def run_reference(
+    reference: LlavaReference, prompt: Prompt, manifest: Manifest, keep: Keep
+) -> PrunedReference:
+    """Runs a prompt.
+
+    Args:
+        reference: The checkpoint.
+        prompt: With or without images.
+        manifest: Says where scores are computed.
+        keep: By layer, the indices that are kept before it.
+    """
+    points = [stage.layers[1] for stage in manifest.segments if stage.pruning]
+    run = reference.pruned(points)
+    ids = torch.from_numpy(prompt.ids)
+    features = None
+    if prompt.pixel_values is not None:
+        features = reference.see(torch.from_numpy(prompt.pixel_values)).features
+    visual = ids == manifest.vision.image_token_id
+    steps = [run.forward(reference.embed(ids, features), visual, keep)]
+    for _, text in prompt.following:
+        hidden = reference.embed(torch.from_numpy(text))
+        steps.append(run.forward(hidden, torch.zeros(len(text), dtype=torch.bool)))
+    return PrunedReference(keep, prompt.moments, tuple(steps))
+
+
+def score_arrays(scores: Scores) -> dict[str, Array]:
+    """Scores by the names of a graph's outputs."""
+    return dict(zip(SCORES, (scores.own.numpy(), scores.cross.numpy()), strict=True))

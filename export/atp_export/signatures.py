@@ -1,0 +1,82 @@
+"""Inputs and outputs of every stage: the contract between bundle and runtime.
+
+T is the precision's dtype. Axis names are those of `atp_runtime.manifest`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atp_export.plan import DTYPE_NAMES, ExportPlan
+from atp_models.architecture import ModelSpec
+from atp_runtime.manifest import TensorSpec, cache_names
+
+FLOAT, INDEX = "float32", "int64"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A stage's inputs and outputs, in the graph's order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def vision_signature(spec: ModelSpec, dtype: str) -> Signature:
+    """Images [images, 3, height, width] to T [images, tokens, hidden]."""
+    height, width = spec.vision.image_size
+    features = ("images", spec.vision.tokens, spec.text.hidden)
+    return Signature(
+        (TensorSpec("pixel_values", FLOAT, ("images", 3, height, width)),),
+        (TensorSpec("image_features", dtype, features),),
+    )
+
+
+def segment_signature(
+    spec: ModelSpec, dtype: str, *, first: int, last: int, scored: bool
+) -> Signature:
+    """Layers [first, last), with what a scorer takes and gives if `scored`."""
+    hidden, width = spec.text.hidden, (spec.text.kv_heads, spec.text.head_dim)
+    inputs = [
+        TensorSpec("hidden_states", dtype, (1, "tokens", hidden)),
+        TensorSpec("keep_indices", INDEX, ("kept",)),
+        TensorSpec("position_ids", INDEX, (1, "kept")),
+    ]
+    outputs = [TensorSpec("hidden_states_out", dtype, (1, "kept", hidden))]
+    for layer in range(first, last):
+        names = cache_names(layer)
+        inputs += [TensorSpec(name, dtype, (1, "past", *width)) for name in names[:2]]
+        outputs += [TensorSpec(name, dtype, (1, "kept", *width)) for name in names[2:]]
+    if scored:
+        inputs += [
+            TensorSpec("visual_weights", FLOAT, ("kept",)),
+            TensorSpec("text_rows", INDEX, ("rows",)),
+            TensorSpec("text_weights", FLOAT, ("rows",)),
+        ]
+        outputs += [TensorSpec(name, FLOAT, ("kept",)) for name in ("scores.self", "scores.cross")]
+    return Signature(tuple(inputs), tuple(outputs))
+
+
+def head_signature(spec: ModelSpec, dtype: str) -> Signature:
+    """Hidden states T [1, tokens, hidden] to the last position's logits [1, vocabulary]."""
+    return Signature(
+        (TensorSpec("hidden_states", dtype, (1, "tokens", spec.text.hidden)),),
+        (TensorSpec("logits", FLOAT, (1, spec.text.vocabulary)),),
+    )
+
+
+def plan_signatures(plan: ExportPlan) -> dict[str, Signature]:
+    """The signatures of all stages of a plan, in the order they run."""
+    spec, dtype = plan.spec, DTYPE_NAMES[plan.dtype]
+    segments = {
+        segment.name: segment_signature(
+            spec,
+            dtype,
+            first=segment.first,
+            last=segment.last,
+            scored=segment.pruning is not None,
+        )
+        for segment in plan.segments
+    }
+    vision, head = vision_signature(spec, dtype), head_signature(spec, dtype)
+    return {"vision": vision, **segments, "head": head}
