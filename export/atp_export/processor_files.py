@@ -28,36 +28,34 @@ FILES = (
     "generation_config.json",
     "config.json",
 )
-# What `tokenizer.json` is made from where a checkpoint has none.
-_OLDER = ("tokenizer.model", "vocab.json", "merges.txt")
 
 
 def processor_sources(checkpoint: Path) -> tuple[Path, ...]:
     """The files of a checkpoint that decide what `copy_processor_files` writes."""
-    return tuple(checkpoint / name for name in (*FILES, *_OLDER) if (checkpoint / name).is_file())
+    return tuple(checkpoint / name for name in FILES if (checkpoint / name).is_file())
 
 
 def copy_processor_files(checkpoint: Path, directory: Path) -> list[str]:
     """Copies the files into `directory`, checks them and returns their names.
 
-    A checkpoint that has only a SentencePiece `tokenizer.model` gets its `tokenizer.json` from
-    Transformers' converter; the device needs no other tokenizer library then.
-
     Raises:
         InputError: Tokenizer or image processor are missing, damaged or not supported.
     """
+    if not (checkpoint / TOKENIZER).is_file():
+        raise InputError(
+            f"{checkpoint}: no {TOKENIZER}",
+            why="the device reads prompts with it alone, whatever older tokenizer files there are.",
+            fix="copy it from where the weights came from, or make it with Transformers: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+        )
+    Tokenizer.from_dir(checkpoint)
+    ChatTemplate.from_dir(checkpoint)
     read_processor_config(_image_processor(checkpoint))
     directory.mkdir(parents=True, exist_ok=True)
-    names = [name for name in FILES if (checkpoint / name).is_file()]
-    for name in names:
-        shutil.copyfile(checkpoint / name, directory / name)
-    if TOKENIZER in names:
-        Tokenizer.from_dir(checkpoint)
-    else:
-        _convert_tokenizer(checkpoint, directory)
-        names.append(TOKENIZER)
-    ChatTemplate.from_dir(checkpoint)
-    return sorted(names)
+    sources = processor_sources(checkpoint)
+    for source in sources:
+        shutil.copyfile(source, directory / source.name)
+    return sorted(source.name for source in sources)
 
 
 def _image_processor(checkpoint: Path) -> Path:
@@ -73,20 +71,3 @@ def _image_processor(checkpoint: Path) -> Path:
         why="without it nobody knows how photos are resized and normalised.",
         fix="copy it from where the weights came from.",
     )
-
-
-def _convert_tokenizer(checkpoint: Path, directory: Path) -> None:
-    # Importing Transformers takes seconds that an export with tokenizer.json need not spend.
-    from transformers import AutoTokenizer  # noqa: PLC0415
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-        tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
-    except Exception as error:  # whatever the converters of so many formats raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(
-            f"{checkpoint}: no {TOKENIZER}",
-            why=f"prompts cannot be read without it, and Transformers cannot make it ({reason}).",
-            fix=f"copy {TOKENIZER} from where the weights came from.",
-        ) from error
-    Tokenizer.from_dir(directory)

@@ -14,6 +14,7 @@ _CUT = {
     "length": "the answer was cut: --max-new-tokens allows a longer one",
     "context": "the answer was cut: the model has no position left, begin a new conversation",
 }
+_EMPTY = "the answer is empty: the model ended it at once"
 
 
 def answer_document(answer: Answer, notice: str | None, pictures: Sequence[Path]) -> dict[str, Any]:
@@ -35,7 +36,8 @@ def answer_document(answer: Answer, notice: str | None, pictures: Sequence[Path]
 
 def notes(answer: Answer, notice: str | None, pictures: Sequence[Path]) -> list[str]:
     """What belongs below an answer, as lines for people; arguments as `answer_document`."""
-    lines = [f"note: {text}" for text in (_CUT.get(answer.finish_reason), notice) if text]
+    ending = _CUT.get(answer.finish_reason) or (None if answer.text.strip() else _EMPTY)
+    lines = [f"note: {text}" for text in (ending, notice) if text]
     return lines + [f"picture: {path}" for path in pictures]
 
 

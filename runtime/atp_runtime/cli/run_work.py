@@ -24,7 +24,7 @@ from atp_runtime.session import Session
 
 def answer(options: argparse.Namespace) -> int:
     """Asks the one question; returns the exit code."""
-    if options.question is None:
+    if not (options.question or "").strip():
         raise InputError(
             "no question",
             why="there is nothing to answer.",
@@ -135,7 +135,7 @@ def _questions() -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         # What is no UTF-8 is refused as a question, it does not end the chat.
         sys.stdin.reconfigure(errors="surrogateescape")
-    prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
+    prompt = "> " if sys.stdin.isatty() and sys.stdout and sys.stdout.isatty() else ""
     while True:
         try:
             line = input(prompt)

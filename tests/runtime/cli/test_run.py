@@ -116,6 +116,15 @@ def test_user_is_told_when_the_answer_was_cut(atp_run: AtpRun) -> None:
     assert "note: the answer was cut: --max-new-tokens allows" in atp_run("What?", *SHORT).err
 
 
+def test_user_is_told_when_the_answer_is_empty(
+    atp_run: AtpRun, asked: Callable[..., list[str]]
+) -> None:
+    first_character = asked(["What?"])[0][0]
+    ran = atp_run("What?", *SHORT, "--stop", first_character)
+    assert (ran.code, ran.out) == (0, "\n")
+    assert "note: the answer is empty" in ran.err
+
+
 def test_statistics_are_lines_on_standard_error(atp_run: AtpRun, photos: list[Path]) -> None:
     plain = atp_run("What?", "--image", photos[0], *SHORT, "--quiet")
     told = atp_run("What?", "--image", photos[0], *SHORT, "--quiet", "--stats")
@@ -273,7 +282,7 @@ def test_chat_ends_at_once_when_a_photo_is_damaged(atp_run: AtpRun, tmp_path: Pa
     ("words", "said"),
     [
         ((), "no question"),
-        (("",), "the question is empty"),
+        ((" ",), "no question"),
         (("--chat", "What?"), "--chat with a question"),
         (("What?", "--image", "missing.png"), "image missing.png does not exist"),
         (("What?", "--image", "."), "image . is a directory"),

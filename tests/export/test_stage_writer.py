@@ -1,0 +1,188 @@
+"""What lies in an exported bundle, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import load_file
+
+from atp_export.job import ExportJob
+from atp_export.progress import QuietReporter
+from atp_export.stage_writer import StageWriter
+from atp_export.workspace import Workspace
+from atp_models.atp import AtpModules
+from atp_models.checkpoint import Checkpoint
+from atp_models.pruning_config import PruningConfig
+from atp_models.random_configs import tiny_config
+from atp_runtime.errors import CheckFailedError
+from atp_runtime.manifest import Manifest, read_manifest
+
+EMBEDDING = "model.language_model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16 tied"])
+def exported(request: pytest.FixtureRequest, export_bundle: Any, tiny: Any) -> Any:
+    if request.param == "fp32":
+        return tiny
+    config = tiny_config(kv_heads=2, tied=True)
+    return export_bundle(config, precision="fp16", dialect="native", prune_at=(2,))
+
+
+@pytest.fixture
+def manifest(exported: Any) -> Manifest:
+    return read_manifest(exported.bundle)
+
+
+def external(bundle: Path, graph: str) -> dict[str, tuple[np.ndarray, str, int]]:
+    """The external tensors of a graph, read by hand: values, file and offset."""
+    tensors = {}
+    for tensor in onnx.load(bundle / graph, load_external_data=False).graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        values = np.fromfile(
+            (bundle / graph).parent / place["location"],
+            dtype,
+            count=int(np.prod(tensor.dims)),
+            offset=int(place["offset"]),
+        ).reshape(tensor.dims)
+        assert values.nbytes == int(place["length"])
+        tensors[tensor.name] = values, place["location"], int(place["offset"])
+    return tensors
+
+
+def test_every_weight_of_every_graph_is_the_checkpoints(exported: Any, manifest: Manifest) -> None:
+    checkpoint = Checkpoint.open(exported.checkpoint)
+    dtype = np.float16 if manifest.precision == "fp16" else np.float32
+    heads = {"norm.weight": "model.language_model.norm.weight"}
+    if "lm_head.weight" not in checkpoint.tensors:
+        heads["lm_head.weight"] = EMBEDDING
+    for stage in manifest.stages:
+        tensors = external(exported.bundle, stage.graph)
+        assert tensors
+        for name, (values, _, _) in tensors.items():
+            if name == "rope.inv_freq":
+                np.testing.assert_allclose(values, 10000.0 ** (-np.arange(8) / 8), rtol=1e-6)
+                continue
+            stored = checkpoint.read(heads.get(name, name)).numpy().astype(dtype)
+            # A square matrix may be stored either way round; the numbers tell which.
+            turned = stored.ndim == 2 and not np.array_equal(values, stored)
+            np.testing.assert_array_equal(values, stored.T if turned else stored, err_msg=name)
+
+
+def test_every_weight_begins_on_a_page(exported: Any, manifest: Manifest) -> None:
+    for stage in manifest.stages:
+        for _, file, offset in external(exported.bundle, stage.graph).values():
+            assert offset % 4096 == 0 or file == "embed_tokens.npy"
+
+
+def test_the_embedding_is_a_table_that_numpy_maps(exported: Any, manifest: Manifest) -> None:
+    table = np.load(exported.bundle / manifest.embedding.file, mmap_mode="r")
+    stored = Checkpoint.open(exported.checkpoint).read(EMBEDDING).numpy()
+    assert table.dtype.name == manifest.embedding.dtype
+    np.testing.assert_array_equal(table, stored.astype(table.dtype))
+
+
+def test_a_tied_head_reads_the_embeddings_own_file(exported: Any, manifest: Manifest) -> None:
+    _, file, offset = external(exported.bundle, "onnx/head.onnx")["lm_head.weight"]
+    tied = "lm_head.weight" not in Checkpoint.open(exported.checkpoint).tensors
+    if tied:
+        table = np.load(exported.bundle / manifest.embedding.file, mmap_mode="r")
+        assert (file, offset) == ("embed_tokens.npy", table.offset)
+        assert manifest.embedding.file in manifest.stage("head").data
+    else:
+        assert file == "head.data"
+        assert manifest.stage("head").data == ("onnx/head.data",)
+
+
+def test_graphs_carry_no_weights_themselves(exported: Any, manifest: Manifest) -> None:
+    for stage in manifest.stages:
+        assert (exported.bundle / stage.graph).stat().st_size < 100_000
+
+
+def test_graphs_pass_the_checker_with_shape_inference(exported: Any, manifest: Manifest) -> None:
+    for stage in manifest.stages:
+        onnx.checker.check_model(str(exported.bundle / stage.graph), full_check=True)
+
+
+def test_pruning_modules_are_those_of_the_job(exported: Any, manifest: Manifest) -> None:
+    layers = tuple(stage.layers[1] for stage in manifest.segments[:-1])
+    expected = AtpModules(PruningConfig(layers=layers)).initialise().state_dict()
+    found = load_file(exported.bundle / str(manifest.pruning_weights))
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        np.testing.assert_array_equal(tensor, expected[name].numpy())
+    for stage in manifest.segments[:-1]:
+        assert stage.pruning is not None
+        assert f"{stage.pruning.weights}shared.weight" in found
+
+
+class Stumbling(QuietReporter):
+    """Raises when a step of that name begins to write."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def task(self, title: str, total_bytes: int) -> Any:
+        if title == self.at:
+            raise KeyboardInterrupt
+        return super().task(title, total_bytes)
+
+
+def write(job: ExportJob, reporter: QuietReporter) -> tuple[StageWriter, Workspace]:
+    workspace = Workspace(job.bundle, job.key())
+    with workspace.open():
+        writer = StageWriter(job, workspace, reporter)
+        writer.write_all()
+    return writer, workspace
+
+
+def test_steps_already_there_are_kept_and_said_so(make_job: Callable[..., ExportJob]) -> None:
+    job = make_job(prune_at=[2])
+    with pytest.raises(KeyboardInterrupt):
+        write(job, Stumbling("segment_1"))
+    root = job.bundle.with_name("bundle.partial")
+    before = {path: path.stat().st_mtime_ns for path in root.glob("onnx/*.data")}
+    assert {path.name for path in before} == {"vision.data", "segment_0.data"}
+    again = Stumbling("never")
+    writer, workspace = write(job, again)
+    assert again.notes == [
+        f"{name}: already there, kept" for name in ("processor", "embedding", "vision", "segment_0")
+    ]
+    assert list(writer.seconds) == ["segment_1", "head"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert list(workspace.steps) == [
+        "processor",
+        "embedding",
+        "vision",
+        "segment_0",
+        "segment_1",
+        "head",
+    ]
+
+
+def test_a_value_that_the_precision_cannot_hold_leaves_its_step_unfinished(
+    make_job: Callable[..., ExportJob], own_checkpoint: Path
+) -> None:
+    name = "language_model.model.embed_tokens.weight"
+    file = own_checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name][3, 3] = 1e6
+    from safetensors.numpy import save_file  # noqa: PLC0415
+
+    save_file(tensors, file, metadata={"format": "pt"})
+    job = make_job(own_checkpoint, precision="fp16")
+    with pytest.raises(CheckFailedError, match="embed_tokens"):
+        write(job, QuietReporter())
+    with Workspace(job.bundle, job.key()).open() as workspace:
+        assert workspace.resumed == ("processor",)
