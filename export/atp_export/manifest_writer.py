@@ -37,7 +37,7 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
         precision=job.plan.precision,
         dialect=job.plan.dialect,
         opset=DIALECTS[job.plan.dialect].opset,
-        text=_text_model(spec.text),
+        text=_text_model(spec.text, job.plan.axes["tokens"].maximum),
         vision=_vision_model(spec.vision, spec.image_token_id),
         embedding=Embedding(EMBEDDING_FILE, DTYPE_NAMES[job.plan.dtype]),
         axes=job.plan.axes,
@@ -57,7 +57,7 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
     return manifest
 
 
-def _text_model(spec: TextSpec) -> TextModel:
+def _text_model(spec: TextSpec, longest: int) -> TextModel:
     return TextModel(
         layers=spec.layers,
         hidden=spec.hidden,
@@ -66,7 +66,8 @@ def _text_model(spec: TextSpec) -> TextModel:
         head_dim=spec.head_dim,
         intermediate=spec.intermediate,
         vocabulary=spec.vocabulary,
-        max_positions=spec.max_positions,
+        # Pruned tokens count too: positions go on where the unpruned sequence ends.
+        max_positions=longest,
     )
 
 

@@ -68,11 +68,13 @@ class SegmentCache:
         Each is [1, length, kv_heads, head_dim] and stays valid, and true, while only later
         positions are written.
         """
-        shape = (1, self._length, *self._row)
-        buffer, dtype = self._buffer, self._dtype
+        return self._filled(self._buffer, self._regions)
+
+    def _filled(self, buffer: DeviceBuffer, regions: tuple[_Region, ...]) -> dict[str, DeviceArray]:
+        shape, dtype = (1, self._length, *self._row), self._dtype
         return {
             region.past: DeviceArray(buffer.address + region.offset, shape, dtype, buffer)
-            for region in self._regions
+            for region in regions
         }
 
     def slots(self, count: int) -> dict[str, DeviceArray]:
@@ -126,11 +128,12 @@ class SegmentCache:
         """
         if capacity <= self._capacity:
             return
-        before = self.past()
-        self._buffer, self._regions = self._allocate(capacity)
-        self._capacity = capacity
-        for name, into in self.past().items():
-            self._backend.copy(into, before[name])
+        buffer, regions = self._allocate(capacity)
+        # Copied first and swapped then: interrupted in between, the old block still holds all.
+        into = self._filled(buffer, regions)
+        for name, old in self.past().items():
+            self._backend.copy(into[name], old)
+        self._buffer, self._regions, self._capacity = buffer, regions, capacity
 
     def _allocate(self, capacity: int) -> tuple[DeviceBuffer, tuple[_Region, ...]]:
         region_bytes = -(-capacity * self._row_bytes // ALIGNMENT) * ALIGNMENT
