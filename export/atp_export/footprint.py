@@ -6,6 +6,7 @@ measured on a Jetson.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from atp_export.plan import ExportPlan, SegmentPlan
@@ -86,7 +87,7 @@ class Footprint:
 def predict_footprint(plan: ExportPlan) -> Footprint:
     """Predicts bytes from the shapes of the checkpoint's tensors."""
     spec, width = plan.spec, plan.dtype.itemsize
-    sizes = {name: _elements(shape) * width for name, shape in spec.tensor_shapes().items()}
+    sizes = {name: math.prod(shape) * width for name, shape in spec.tensor_shapes().items()}
     stages = _stages(plan, sizes)
     embedding = _sum(sizes, "model.language_model.embed_tokens.")
     text = spec.text
@@ -96,7 +97,7 @@ def predict_footprint(plan: ExportPlan) -> Footprint:
     run += cache * tokens + _activation_bytes(spec, tokens, width) + RUNTIME_BYTES
     build = BUILD_FACTOR * max(stage.weight_bytes for stage in stages) + RUNTIME_BYTES
     # One tensor is being read and converted (twice its bytes at most in FP32) and one written.
-    export = EXPORTER_BYTES + 3 * max(_elements(s) for s in spec.tensor_shapes().values()) * 4
+    export = EXPORTER_BYTES + 3 * max(math.prod(s) for s in spec.tensor_shapes().values()) * 4
     return Footprint(
         stages=stages,
         embedding_bytes=embedding,
@@ -129,13 +130,6 @@ def _segment_bytes(segment: SegmentPlan, sizes: dict[str, int]) -> int:
 
 def _sum(sizes: dict[str, int], *prefixes: str) -> int:
     return sum(size for name, size in sizes.items() if name.startswith(prefixes))
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _activation_bytes(spec: ModelSpec, tokens: int, width: int) -> int:

@@ -73,7 +73,8 @@ def export_bundle(job: ExportJob, *, parity: str, reporter: Reporter) -> ExportR
 
 def _check_parity(job: ExportJob, root: Path, mode: str, reporter: Reporter) -> ParityReport:
     spec, plan = job.plan.spec, job.plan
-    report = run_parity(job.checkpoint, spec, plan, root, mode=mode, report=reporter.note)
+    with reporter.waiting("comparing with PyTorch"):
+        report = run_parity(job.checkpoint, spec, plan, root, mode=mode, report=reporter.note)
     write_atomically(root / PARITY_REPORT, json.dumps(to_json(report), indent=2) + "\n")
     return report
 

@@ -12,6 +12,8 @@ from atp_models.architecture import ModelSpec
 from atp_runtime.manifest import TensorSpec, cache_names
 
 FLOAT, INDEX = "float32", "int64"
+SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
+SCORES = ("scores.self", "scores.cross")
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,10 @@ def segment_signature(
         inputs += [TensorSpec(name, dtype, (1, "past", *width)) for name in names[:2]]
         outputs += [TensorSpec(name, dtype, (1, "kept", *width)) for name in names[2:]]
     if scored:
-        inputs += [
-            TensorSpec("visual_weights", FLOAT, ("kept",)),
-            TensorSpec("text_rows", INDEX, ("rows",)),
-            TensorSpec("text_weights", FLOAT, ("rows",)),
-        ]
-        outputs += [TensorSpec(name, FLOAT, ("kept",)) for name in ("scores.self", "scores.cross")]
+        kinds = ((FLOAT, "kept"), (INDEX, "rows"), (FLOAT, "rows"))
+        for name, (kind, axis) in zip(SCORER_INPUTS, kinds, strict=True):
+            inputs.append(TensorSpec(name, kind, (axis,)))
+        outputs += [TensorSpec(name, FLOAT, ("kept",)) for name in SCORES]
     return Signature(tuple(inputs), tuple(outputs))
 
 

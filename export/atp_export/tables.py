@@ -27,8 +27,12 @@ def table(
     """
     plain = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        no_wrap = column not in wrapped
-        plain.add_column(column, justify="right" if column in right else "left", no_wrap=no_wrap)
+        plain.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=column not in wrapped,
+            overflow="fold" if column in wrapped else "ellipsis",
+        )
     for cells in rows:
         plain.add_row(*(Text(cell) for cell in cells))
     return plain

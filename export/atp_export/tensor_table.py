@@ -55,7 +55,7 @@ def _joined(names: list[str], order: list[str]) -> str:
         return ", ".join(names)
     others = [name for name in names if name not in segments]
     run = f"{segments[0]}..{segments[-1].removeprefix('segment_')}"
-    return ", ".join([run, *others])
+    return " and ".join([run, *others])
 
 
 def axis_table(axes: Mapping[str, AxisRange]) -> Table:

@@ -25,7 +25,7 @@ class Verdict:
         files: How many files have the recorded size and hash.
         stages: Names of the stages whose graphs the ONNX checker accepts.
         problems: One line per stage that it refuses.
-        parity: None if no checkpoint was given.
+        parity: None if no checkpoint was given or a graph was refused.
     """
 
     files: int
@@ -59,12 +59,13 @@ def verify_bundle(
         _require_origin(bundle.manifest, checkpoint)
     _check_hashes(bundle, reporter)
     problems = {stage.name: _graph_problem(bundle, stage) for stage in bundle.manifest.stages}
-    report = _parity(bundle, checkpoint, parity, reporter) if checkpoint else None
+    found = tuple(f"{name}: {problem}" for name, problem in problems.items() if problem)
+    compared = checkpoint if not found else None
     return Verdict(
         files=len(bundle.manifest.files),
         stages=tuple(name for name, problem in problems.items() if problem is None),
-        problems=tuple(f"{name}: {problem}" for name, problem in problems.items() if problem),
-        parity=report,
+        problems=found,
+        parity=_parity(bundle, compared, parity, reporter) if compared else None,
     )
 
 
@@ -111,9 +112,9 @@ def _parity(bundle: Bundle, checkpoint: Path, mode: str, reporter: Reporter) -> 
         dense=not _cuts(manifest),
         max_tokens=manifest.axes["tokens"].maximum,
     )
-    return run_parity(
-        job.checkpoint, job.plan.spec, job.plan, bundle.root, mode=mode, report=reporter.note
-    )
+    spec, plan = job.plan.spec, job.plan
+    with reporter.waiting("comparing with PyTorch"):
+        return run_parity(job.checkpoint, spec, plan, bundle.root, mode=mode, report=reporter.note)
 
 
 def _cuts(manifest: Manifest) -> tuple[int, ...]:
@@ -128,7 +129,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     for problem in verdict.problems:
         console.print(f"✗ ONNX checker: {problem}", highlight=False, markup=False)
     if verdict.parity is None:
-        console.print("- parity: not checked, no --checkpoint given", highlight=False)
+        reason = "a graph was refused" if verdict.problems else "no --checkpoint given"
+        console.print(f"- parity: not checked, {reason}", highlight=False)
     else:
         console.print(render_tree(verdict.parity), highlight=False, markup=False)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,9 +68,10 @@ class TensorSource:
 def _not_finite(weight: StageWeight, stored: torch.Tensor) -> CheckFailedError:
     finite = stored[stored.isfinite()]
     if finite.numel() < stored.numel():
+        count = stored.numel() - finite.numel()
         return CheckFailedError(
-            f"tensor {weight.source!r} has {stored.numel() - finite.numel()} values that are NaN "
-            "or infinite",
+            f"tensor {weight.source!r} holds NaN or infinity, in {count} of its {stored.numel()} "
+            "values",
             why="every answer of the model would be NaN.",
             fix="fetch or convert the checkpoint again; if it was trained so, it diverged.",
         )
@@ -119,7 +121,11 @@ def write_weights(
     largest = max((placement.weight.nbytes for placement in placements), default=0)
     buffers = [torch.empty(largest, dtype=torch.uint8) for _ in placements[:2]]
     try:
-        with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as background:
+        with (
+            path.open("wb") as file,
+            ThreadPoolExecutor(max_workers=1) as background,
+            _one_thread_for_torch(),
+        ):
             output = _HashedFile(file, advance)
             writing = background.submit(output.write, header)
             for index, placement in enumerate(placements):
@@ -134,6 +140,17 @@ def write_weights(
         error.filename = error.filename or str(path)
         raise
     return FileRecord(output.position, output.digest.hexdigest())
+
+
+@contextmanager
+def _one_thread_for_torch() -> Iterator[None]:
+    """PyTorch's threads would wait for one another longer than a small tensor takes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _HashedFile:

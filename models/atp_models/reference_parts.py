@@ -16,7 +16,8 @@ from transformers.initialization import no_init_weights
 
 from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
-from atp_models.reference import ATTENTION, VisionStep, see
+from atp_models.reference import VisionStep, see
+from atp_models.reference_layers import ATTENTION
 from atp_models.text_spec import EMBEDDING, HEAD
 
 _TOWER = "model.vision_tower."

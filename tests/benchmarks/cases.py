@@ -35,7 +35,7 @@ def export(shape: str, _rounds: int) -> list[Row]:
         for path in (target, copy):
             shutil.rmtree(path, ignore_errors=True)
         # The copying command comes first and warms the page cache for both.
-        copied = run_child(["/bin/cp", "-r", str(source), str(copy)], OUTPUT / "copy.log")
+        copied = run_child(["/bin/cp", "-rL", str(source), str(copy)], OUTPUT / "copy.log")
         command = [str(BIN / "atp-export"), str(source), str(target), "--precision", "fp16"]
         options = ["--dialect", dialect, "--parity", "off", "--quiet"]
         made = run_child([*command, *options], OUTPUT / "export.log")

@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    import torch
+
     from atp_export.compose import StageComposer
     from atp_export.job import ExportJob
+    from atp_export.progress import Reporter
     from atp_models.architecture import ModelSpec
 
 
@@ -44,17 +47,37 @@ def spec(checkpoint: Path) -> ModelSpec:
     return read_architecture(Checkpoint.open(checkpoint))
 
 
-@pytest.fixture(scope="session")
-def composer(spec: ModelSpec) -> Callable[[str, str], StageComposer]:
-    """The composer of a dialect and precision; it traces each piece once in the whole run."""
+@pytest.fixture(scope="session", autouse=True)
+def trace_once() -> Iterator[None]:
+    """Traces the pieces of a config, dialect and precision once in the whole run."""
     from functools import cache
 
+    from atp_export import compose
+    from atp_export.traced_pieces import TracedPieces
+
+    specs: dict[str, ModelSpec] = {}
+    traced = cache(
+        lambda name, dialect, dtype: TracedPieces(specs[name], dialect=dialect, dtype=dtype)
+    )
+
+    def pieces(spec: ModelSpec, *, dialect: str, dtype: torch.dtype) -> TracedPieces:
+        # What a spec says of images is not all in the config.
+        name = spec.transformers_config().to_json_string(use_diff=False) + repr(spec)
+        specs[name] = spec
+        return traced(name, dialect, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose, "TracedPieces", pieces)
+        yield
+
+
+@pytest.fixture(scope="session")
+def composer(spec: ModelSpec) -> Callable[[str, str], StageComposer]:
+    """The composer of a dialect and precision."""
     from atp_export.compose import StageComposer
     from atp_export.plan import DTYPES
 
-    return cache(
-        lambda dialect, precision: StageComposer(spec, dialect=dialect, dtype=DTYPES[precision])
-    )
+    return lambda dialect, precision: StageComposer(spec, dialect=dialect, dtype=DTYPES[precision])
 
 
 @pytest.fixture
@@ -72,3 +95,37 @@ def make_job(checkpoint: Path, tmp_path: Path) -> Callable[..., ExportJob]:
         return prepare_job(source, bundle or tmp_path / "bundle", **{**defaults, **options})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def published(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportJob:
+    """An export of `checkpoint` in fp32, pruned before layer 2, that ran through unchecked.
+
+    Shared, so no test may change its bundle.
+    """
+    from atp_export.job import prepare_job
+    from atp_export.pipeline import export_bundle
+    from atp_export.progress import QuietReporter
+
+    bundle = tmp_path_factory.mktemp("published") / "bundle"
+    options: dict[str, Any] = {"precision": "fp32", "dialect": "portable", "dense": False}
+    job = prepare_job(checkpoint, bundle, prune_at=[2], **options)
+    export_bundle(job, parity="off", reporter=QuietReporter())
+    return job
+
+
+@pytest.fixture
+def stumble_at() -> Callable[[str], Reporter]:
+    """A reporter that interrupts the export when a step begins to write."""
+    from atp_export.progress import QuietReporter
+
+    class Stumbling(QuietReporter):
+        def __init__(self, step: str) -> None:
+            self.step = step
+
+        def task(self, title: str, total_bytes: int) -> Any:
+            if title == self.step:
+                raise KeyboardInterrupt
+            return super().task(title, total_bytes)
+
+    return Stumbling

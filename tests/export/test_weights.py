@@ -158,7 +158,7 @@ def test_nan_and_infinity_are_refused_by_name_in_any_precision(
 ) -> None:
     matrix = torch.zeros(128, 64, dtype=dtype)
     matrix[127, 63] = value
-    with pytest.raises(CheckFailedError, match="1 values that are NaN or infinite") as caught:
+    with pytest.raises(CheckFailedError, match="NaN or infinity, in 1 of its 8192") as caught:
         read_as(source_of(matrix), a_weight(MATRIX, 128, 64, dtype=precision))
     assert MATRIX in caught.value.what
 
@@ -209,6 +209,15 @@ def test_interruption_ends_the_writing_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_weights(tmp_path / "data", placements, read, nothing)
     assert len(reads) == 3
+
+
+def test_pytorch_has_its_threads_back_afterwards(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    placements, _ = place([a_weight("a", 3)])
+    write_weights(tmp_path / "data", placements, lambda _weight, _into: None, nothing)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_memory_is_that_of_two_tensors_however_many_there_are() -> None:

@@ -13,7 +13,8 @@ from atp_models.architecture import read_architecture
 from atp_models.checkpoint import Checkpoint
 from atp_models.random_checkpoint import write_random_checkpoint
 from atp_models.random_configs import tiny_config
-from atp_models.reference import LlavaReference, attention_scores
+from atp_models.reference import LlavaReference
+from atp_models.reference_layers import attention_scores
 from atp_models.reference_parts import ReferenceParts
 
 IMAGE, PATCHES = 504, 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -10,14 +10,12 @@ from atp_export.parity.end_to_end import check_dense, check_pruned
 from atp_export.parity.measures import Tolerance
 from atp_export.parity.pruned_reference import PrunedReference, run_reference
 from atp_export.parity.recording import BundleRun, drop_some
-from atp_export.parity.report import Check
+from atp_export.parity.report import Check, Note
 from atp_export.parity.samples import Prompt, picture
 from atp_export.parity.stages import check_head, check_segment, check_vision
 from atp_models.reference import LlavaReference
 from atp_runtime.bundle import Bundle
 from atp_runtime.selection import Selectors
-
-Note = Callable[[str], None]
 
 
 def check_fully(

@@ -32,8 +32,8 @@ class RecordingBackend(OnnxRuntimeBackend):
     """ONNX Runtime, keeping copies of outputs.
 
     Attributes:
-        outputs: What stages returned last, by name. A layer's key and value names are unique
-            in the bundle; of names that segments share, the last segment's is kept.
+        outputs: What stages returned last: new keys and values by their names, which are
+            unique in a bundle, all else as "stage:name".
     """
 
     def __init__(self) -> None:
@@ -104,8 +104,7 @@ class BundleRun:
             select: Which tokens go on.
 
         Returns:
-            What the decoder says, and the outputs of all stages: present keys and values by
-            name, others as "stage:name".
+            What the decoder says, and the outputs of all stages, see `RecordingBackend`.
         """
         self._decoder.reset()
         self._select = select

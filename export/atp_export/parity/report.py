@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from atp_export.parity.measures import Measure, Tolerance
+
+Note = Callable[[str], None]
+"""Told what is being compared, a line at a time."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from atp_export.parity.full import check_fully
 from atp_export.parity.modes import Mode, available_bytes, choose_mode
-from atp_export.parity.report import Check, ParityReport
+from atp_export.parity.report import Check, Note, ParityReport
 from atp_export.parity.sampled import check_samples
 from atp_export.parity.samples import make_prompts
 from atp_export.parity.tolerances import TOLERANCES
@@ -32,7 +31,7 @@ def run_parity(
     bundle_root: Path,
     *,
     mode: str,
-    report: Callable[[str], None],
+    report: Note,
 ) -> ParityReport:
     """Compares a bundle with its checkpoint.
 
@@ -81,7 +80,7 @@ def _checks(
     spec: ModelSpec,
     plan: ExportPlan,
     bundle: Bundle,
-    report: Callable[[str], None],
+    report: Note,
 ) -> tuple[Check, ...]:
     tolerances = TOLERANCES[plan.precision]
     if mode.name == "full":

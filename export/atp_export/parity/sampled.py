@@ -7,7 +7,7 @@ and image features, so that they look like a residual stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from atp_export.parity.measures import Measure, Tolerance, compare
 from atp_export.parity.probes import hidden_name, single_layer, tower_layers
-from atp_export.parity.report import Check
+from atp_export.parity.report import Check, Note
 from atp_export.parity.samples import picture, random_text
 from atp_export.parity.sessions import GraphSession
 from atp_export.parity.stages import (
@@ -32,13 +32,11 @@ from atp_export.parity.stages import (
     update_measure,
 )
 from atp_models.architecture import ModelSpec
-from atp_models.reference import LayerRunner, LayerStep, Tokens
+from atp_models.reference_layers import LayerRunner, LayerStep, Tokens
 from atp_models.reference_parts import ReferenceParts
 from atp_runtime.bundle import Bundle
 from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.manifest import Stage, cache_names
-
-Note = Callable[[str], None]
 
 # Enough to fill a matrix multiplication, few enough for a 7B layer to take a second.
 _TEXT, _VISUAL, _TURN = 8, 24, 5

@@ -13,7 +13,8 @@ from atp_export.parity.pruned_reference import PrunedReference, score_arrays
 from atp_export.parity.report import Check
 from atp_export.parity.samples import count_images
 from atp_export.parity.sessions import Arrays, GraphSession
-from atp_models.reference import LayerStep, PrunedStep, Tokens, VisionStep
+from atp_models.reference import PrunedStep, VisionStep
+from atp_models.reference_layers import LayerStep, Tokens
 from atp_runtime.bundle import Bundle
 from atp_runtime.manifest import Stage, cache_names
 from atp_runtime.selection import VisualTokens

@@ -19,7 +19,6 @@ from atp_export.parity.probes import (
 from atp_export.parity.samples import picture
 from atp_export.parity.sessions import Arrays, GraphSession
 from atp_export.parity.stages import scorer_inputs
-from atp_models.random_configs import tiny_config
 from atp_runtime.errors import CheckFailedError
 from atp_runtime.manifest import Stage, cache_names, read_manifest
 
@@ -27,16 +26,11 @@ TOKENS, PAST = 9, 4
 VISUAL = np.array([False, True, True, True, True, False, False])
 
 
-@pytest.fixture(
-    scope="module",
-    params=[("portable", "fp32", False), ("native", "fp16", True)],
-    ids=["portable", "native, biases"],
-)
-def bundle(request: pytest.FixtureRequest, export_bundle: Any) -> Path:
-    dialect, precision, biases = request.param
-    config = tiny_config(kv_heads=2, attention_bias=biases, mlp_bias=biases)
-    made = export_bundle(config, precision=precision, dialect=dialect, prune_at=(3,))
-    return made.bundle
+@pytest.fixture(params=["grouped", "half_native"])
+def bundle(request: pytest.FixtureRequest) -> Path:
+    made: Any = request.getfixturevalue(request.param)
+    path: Path = made.bundle
+    return path
 
 
 def segment(bundle: Path) -> Stage:

@@ -11,10 +11,9 @@ import pytest
 
 from atp_export.job import prepare_job
 from atp_export.parity import ParityReport, run_parity
-from atp_models.random_configs import tiny_config
 
 LAYER = "model.language_model.layers.{}."
-# Of a layer in the middle of a segment, of one that scores, and of the last.
+# The first, one between, and the last.
 LAYERS = (0, 1, 3)
 MATRICES = (
     "input_layernorm",
@@ -38,15 +37,9 @@ OTHERS = (
 Tamper = Callable[[Path, str, Callable[[np.ndarray], np.ndarray]], Path]
 
 
-@pytest.fixture(scope="module")
-def half(export_bundle: Any) -> Any:
-    """An FP16 bundle pruned before layer 2."""
-    return export_bundle(tiny_config(kv_heads=2), precision="fp16", prune_at=(2,))
-
-
 def parity(checkpoint: Path, bundle: Path, mode: str, precision: str = "fp16") -> ParityReport:
     job = prepare_job(
-        checkpoint, bundle, precision=precision, dialect="portable", prune_at=(2,), dense=False
+        checkpoint, bundle, precision=precision, dialect="portable", prune_at=(3,), dense=False
     )
     return run_parity(
         job.checkpoint, job.plan.spec, job.plan, bundle, mode=mode, report=lambda _: None
@@ -58,93 +51,92 @@ def failed_stages(report: ParityReport) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["full", "sampled"])
-def test_nothing_fails_when_nothing_was_changed(half: Any, mode: str) -> None:
-    assert parity(*half, mode).passed
+def test_nothing_fails_when_nothing_was_changed(half_portable: Any, mode: str) -> None:
+    assert parity(*half_portable, mode).passed
 
 
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_one_percent_on_any_weight_of_a_layer_is_caught_in_fp16(
-    half: Any, tamper: Tamper, layer: int, matrix: str
+    half_portable: Any, tamper: Tamper, layer: int, matrix: str
 ) -> None:
     name = LAYER.format(layer) + matrix + ".weight"
-    bundle = tamper(half.bundle, name, lambda values: values * 1.01)
+    bundle = tamper(half_portable.bundle, name, lambda values: values * 1.01)
 
-    report = parity(half.checkpoint, bundle, "sampled")
+    report = parity(half_portable.checkpoint, bundle, "sampled")
 
     assert not report.passed
-    assert failed_stages(report) == [f"segment_{int(layer >= 2)}"]
+    assert failed_stages(report) == [f"segment_{int(layer >= 3)}"]
 
 
 @pytest.mark.parametrize(("name", "stage"), OTHERS)
 def test_one_percent_on_weights_around_the_decoder_is_caught_in_fp16(
-    half: Any, tamper: Tamper, name: str, stage: str
+    half_portable: Any, tamper: Tamper, name: str, stage: str
 ) -> None:
-    bundle = tamper(half.bundle, name, lambda values: values * 1.01)
+    bundle = tamper(half_portable.bundle, name, lambda values: values * 1.01)
 
-    assert failed_stages(parity(half.checkpoint, bundle, "sampled")) == [stage]
+    assert failed_stages(parity(half_portable.checkpoint, bundle, "sampled")) == [stage]
 
 
 @pytest.mark.parametrize("matrix", ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"])
 def test_one_percent_is_caught_between_layers_when_everything_is_compared(
-    half: Any, tamper: Tamper, matrix: str
+    half_portable: Any, tamper: Tamper, matrix: str
 ) -> None:
-    name = LAYER.format(2) + matrix + ".weight"
-    bundle = tamper(half.bundle, name, lambda values: values * 1.01)
+    name = LAYER.format(1) + matrix + ".weight"
+    bundle = tamper(half_portable.bundle, name, lambda values: values * 1.01)
 
-    report = parity(half.checkpoint, bundle, "full")
+    report = parity(half_portable.checkpoint, bundle, "full")
 
-    assert failed_stages(report) == ["segment_1"]
+    assert failed_stages(report) == ["segment_0"]
     assert not report.passed
 
 
 @pytest.mark.parametrize("mode", ["full", "sampled"])
-def test_a_wrong_embedding_row_is_caught(half: Any, tamper: Tamper, mode: str) -> None:
-    bundle = tamper(half.bundle, LAYER.format(0) + "mlp.up_proj.weight", lambda values: values)
+def test_a_wrong_embedding_row_is_caught(half_portable: Any, tamper: Tamper, mode: str) -> None:
+    bundle = tamper(
+        half_portable.bundle, LAYER.format(0) + "mlp.up_proj.weight", lambda values: values
+    )
     table = np.load(bundle / "onnx/embed_tokens.npy", mmap_mode="r+")
     table[:] = np.roll(table, 1, axis=0)
 
-    assert not parity(half.checkpoint, bundle, mode).passed
+    assert not parity(half_portable.checkpoint, bundle, mode).passed
 
 
 @pytest.mark.parametrize("mode", ["full", "sampled"])
-def test_weights_that_are_not_numbers_are_caught(half: Any, tamper: Tamper, mode: str) -> None:
+def test_weights_that_are_not_numbers_are_caught(
+    half_portable: Any, tamper: Tamper, mode: str
+) -> None:
     name = LAYER.format(1) + "mlp.down_proj.weight"
-    bundle = tamper(half.bundle, name, lambda values: values * np.nan)
+    bundle = tamper(half_portable.bundle, name, lambda values: values * np.nan)
 
-    report = parity(half.checkpoint, bundle, mode)
+    report = parity(half_portable.checkpoint, bundle, mode)
 
     assert not report.passed
     assert failed_stages(report)[0] == "segment_0"
 
 
-def test_the_rule_that_cannot_decide_is_named(half: Any, tamper: Tamper) -> None:
-    name = LAYER.format(1) + "self_attn.q_proj.weight"
-    bundle = tamper(half.bundle, name, lambda values: values * np.nan)
+def test_the_rule_that_cannot_decide_is_named(half_portable: Any, tamper: Tamper) -> None:
+    name = LAYER.format(2) + "self_attn.q_proj.weight"
+    bundle = tamper(half_portable.bundle, name, lambda values: values * np.nan)
 
-    pruned = parity(half.checkpoint, bundle, "full").checks[-1]
+    pruned = parity(half_portable.checkpoint, bundle, "full").checks[-1]
 
     assert (pruned.name, pruned.passed) == ("pruned", False)
     assert "NaN" in (pruned.problem or "")
 
 
 @pytest.mark.parametrize("scale", [1.0003, 0.9997])
-def test_much_less_is_caught_in_fp32(tiny_pruned_once: Any, tamper: Tamper, scale: float) -> None:
+def test_much_less_is_caught_in_fp32(grouped: Any, tamper: Tamper, scale: float) -> None:
     name = LAYER.format(1) + "self_attn.v_proj.weight"
-    bundle = tamper(tiny_pruned_once.bundle, name, lambda values: values * scale)
+    bundle = tamper(grouped.bundle, name, lambda values: values * scale)
 
-    report = parity(tiny_pruned_once.checkpoint, bundle, "sampled", "fp32")
+    report = parity(grouped.checkpoint, bundle, "sampled", "fp32")
 
     assert failed_stages(report) == ["segment_0"]
 
 
-@pytest.fixture(scope="module")
-def tiny_pruned_once(export_bundle: Any) -> Any:
-    return export_bundle(tiny_config(kv_heads=2), prune_at=(2,))
-
-
-def test_heads_in_another_order_are_caught(half: Any, tamper: Tamper) -> None:
+def test_heads_in_another_order_are_caught(half_portable: Any, tamper: Tamper) -> None:
     name = LAYER.format(3) + "self_attn.k_proj.weight"
-    bundle = tamper(half.bundle, name, lambda values: np.roll(values, 16, axis=1))
+    bundle = tamper(half_portable.bundle, name, lambda values: np.roll(values, 16, axis=1))
 
-    assert failed_stages(parity(half.checkpoint, bundle, "sampled")) == ["segment_1"]
+    assert failed_stages(parity(half_portable.checkpoint, bundle, "sampled")) == ["segment_1"]

@@ -1,0 +1,105 @@
+"""The pieces of one model in one dialect and precision, each traced when it is first needed."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+
+from atp_export.graphs.dialects import DIALECTS
+from atp_export.graphs.pieces import AttentionScorer, DecoderLayer, Head, SegmentEntry
+from atp_export.graphs.vision import VisionEntry, VisionExit, feature_layers, vision_layer
+from atp_export.trace import Argument, Piece, trace
+from atp_models.architecture import ModelSpec
+
+FLOAT, INDEX = torch.float32, torch.int64
+
+
+class TracedPieces:
+    """All pieces that stages are composed of."""
+
+    def __init__(self, spec: ModelSpec, *, dialect: str, dtype: torch.dtype) -> None:
+        self.spec = spec
+        self.text = spec.text
+        self.dialect = DIALECTS[dialect]
+        self.dtype = dtype
+
+    @cached_property
+    def entry(self) -> Piece:
+        """`SegmentEntry`."""
+        arguments = [
+            Argument("hidden_states", (1, "tokens", self.text.hidden), self.dtype),
+            Argument("keep_indices", ("kept",), INDEX),
+            Argument("position_ids", (1, "kept"), INDEX),
+            self._cache("past_key", "past"),
+        ]
+        outputs = ["hidden_states_kept", "cos", "sin", "mask"]
+        return self._trace(partial(SegmentEntry, self.text, self.dialect), arguments, outputs)
+
+    @cached_property
+    def layer(self) -> Piece:
+        """`DecoderLayer`."""
+        half = self.text.head_dim // 2
+        arguments = [
+            Argument("hidden_states", (1, "kept", self.text.hidden), self.dtype),
+            Argument("cos", (1, "kept", half), FLOAT),
+            Argument("sin", (1, "kept", half), FLOAT),
+            Argument("mask", ("kept", "key"), self.dialect.mask_dtype),
+            self._cache("past_key", "past"),
+            self._cache("past_value", "past"),
+        ]
+        outputs = ["hidden_states_out", "key", "value", "query", "keys"]
+        return self._trace(partial(DecoderLayer, self.text, self.dialect), arguments, outputs)
+
+    @cached_property
+    def scorer(self) -> Piece:
+        """`AttentionScorer`."""
+        query_shape = (1, "kept", self.text.heads, self.text.head_dim)
+        arguments = [
+            Argument("query", query_shape, self.dtype),
+            self._cache("key", "kept"),
+            self._cache("keys", "key"),
+            Argument("mask", ("kept", "key"), self.dialect.mask_dtype),
+            Argument("visual_weights", ("kept",), FLOAT),
+            Argument("text_rows", ("rows",), INDEX),
+            Argument("text_weights", ("rows",), FLOAT),
+        ]
+        return self._trace(partial(AttentionScorer, self.dialect), arguments, ["self", "cross"])
+
+    @cached_property
+    def head(self) -> Piece:
+        """`Head`."""
+        arguments = [Argument("hidden_states", (1, "tokens", self.text.hidden), self.dtype)]
+        return self._trace(partial(Head, self.text, self.dialect), arguments, ["logits"])
+
+    @cached_property
+    def vision_entry(self) -> Piece:
+        """`VisionEntry`."""
+        pixels = Argument("pixel_values", ("images", 3, *self.spec.vision.image_size), FLOAT)
+        build = partial(VisionEntry, self.spec, self.dialect, self.dtype)
+        return self._trace(build, [pixels], ["hidden_states"])
+
+    @cached_property
+    def vision_layer(self) -> Piece:
+        """`vision_layer`."""
+        build = partial(vision_layer, self.spec, self.dialect)
+        return self._trace(build, [self._patches("hidden_states")], ["hidden_states_out"])
+
+    @cached_property
+    def vision_exit(self) -> Piece:
+        """`VisionExit`."""
+        states = [self._patches(f"state_{number}") for number in feature_layers(self.spec)]
+        return self._trace(partial(VisionExit, self.spec), states, ["image_features"])
+
+    def _trace(self, build: partial[Any], arguments: list[Argument], outputs: list[str]) -> Piece:
+        name, opset = build.func.__name__, self.dialect.opset
+        return trace(name, build, arguments, outputs, dtype=self.dtype, opset=opset)
+
+    def _cache(self, name: str, axis: str) -> Argument:
+        return Argument(name, (1, axis, self.text.kv_heads, self.text.head_dim), self.dtype)
+
+    def _patches(self, name: str) -> Argument:
+        # How many patches there are, class token included, only the tower knows.
+        patches, width = self.vision_entry.function.outputs[0].shape[1:]
+        return Argument(name, ("images", patches, width), self.dtype)
