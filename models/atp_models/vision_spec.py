@@ -138,4 +138,11 @@ def _feature_layer(checkpoint: Checkpoint, config: LlavaConfig) -> int | tuple[i
             f"the tower has {states} hidden states, counted from {-states} to {states - 1}",
         )
     counted = tuple(layer % states for layer in layers)
+    if isinstance(chosen, int) and counted == (0,):
+        raise unusable(
+            checkpoint,
+            f"vision_feature_layer {chosen} is the embeddings",
+            "Transformers takes that number for none, so there is nothing to compare with",
+            "write it as the list [0]",
+        )
     return counted[0] if isinstance(chosen, int) else counted

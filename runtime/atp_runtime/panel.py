@@ -12,6 +12,7 @@ from PIL import Image
 from atp_runtime.preprocess import ImageView
 
 _VIEW_EDGE = 480
+_SHORTEST_EDGE = 48  # pixels; a panel thinner than its caption is no picture
 _LONGEST_EDGE = 1000
 _SMALLEST_CELL = 6
 # Beside its crop, at most this share of the crop is shown of a long photo.
@@ -109,7 +110,7 @@ def _cell_size(view: ImageView, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def _bounded(cell: float, patches: int) -> float:
-    return max(min(cell, _LONGEST_EDGE / patches), _SMALLEST_CELL)
+    return max(min(cell, _LONGEST_EDGE / patches), _SHORTEST_EDGE / patches, _SMALLEST_CELL)
 
 
 def _lay_axis(photo: int, view: tuple[float, float], patches: int, cell: int) -> PanelAxis:

@@ -193,8 +193,18 @@ def test_export_verify_and_inspect_end_to_end(
     again = run(checkpoint, bundle, "--precision", "fp32", "--prune-at", "2")
     assert again.code == 0
     assert "already there" in again.out
+    assert "compared" not in again.out
     other = run(checkpoint, bundle, "--precision", "fp16")
     assert_refused(other, 2, "holds another bundle")
+
+
+def test_an_unchecked_bundle_that_is_there_is_said_to_be_unchecked(
+    run: Callable[..., Output], checkpoint: Path, published: ExportJob
+) -> None:
+    words = ("--precision", "fp32", "--prune-at", "2")
+    output = run(checkpoint, published.bundle, *words)
+    assert output.code == 0
+    assert "not compared with PyTorch" in output.out
 
 
 def test_quiet_leaves_both_outputs_empty(run: Callable[..., Output], tiny: Any) -> None:

@@ -271,7 +271,7 @@ def test_first_token_is_a_class_token_only_where_the_tower_has_one(
 
 @pytest.mark.parametrize(
     ("configured", "counted"),
-    [(-2, 3), (-1, 4), (0, 0), (4, 4), (-5, 0), ([-2, -1, 1], (3, 4, 1))],
+    [(-2, 3), (-1, 4), (1, 1), (4, 4), ([0], (0,)), ([-5], (0,)), ([-2, -1, 1], (3, 4, 1))],
 )
 def test_feature_layer_is_counted_from_the_embeddings(
     configured: int | list[int], counted: int | tuple[int, ...], tmp_path: Path
@@ -429,6 +429,7 @@ def test_code_in_the_checkpoint_is_never_run(tmp_path: Path) -> None:
         (changed("", vision_feature_layer=-6), "vision_feature_layer -6 is out of range"),
         (changed("", vision_feature_layer=[1, 9]), "out of range"),
         (changed("", vision_feature_layer=[]), "out of range"),
+        (changed("", vision_feature_layer=0), "vision_feature_layer 0 is the embeddings"),
         (changed("", vision_feature_select_strategy="cls"), "vision_feature_select_strategy"),
         (changed("vision_config", image_size=4), "no image feature is left|cannot build"),
         (changed("vision_config", image_size=[32, 48]), "image_size"),

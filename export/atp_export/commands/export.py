@@ -11,6 +11,7 @@ from atp_export.commands.outcome import end
 from atp_export.describe_plan import print_plan
 from atp_export.footprint import predict_footprint
 from atp_export.job import ExportJob, prepare_job
+from atp_export.layout import PARITY_REPORT
 from atp_export.parity import render_tree
 from atp_export.pipeline import ExportResult, export_bundle, parity_failure
 from atp_export.plan import plan_summary
@@ -68,6 +69,9 @@ def _print_result(job: ExportJob, result: ExportResult, console: Console) -> Non
     if result.unchanged:
         text = f"{job.bundle}: already there, exported from the same checkpoint and options"
         console.print(text, highlight=False, markup=False)
+        if not (job.bundle / PARITY_REPORT).is_file():
+            text = "it was not compared with PyTorch; atp-export verify --checkpoint does so"
+            console.print(text, highlight=False, markup=False)
         return
     if result.parity is not None:
         console.print(render_tree(result.parity), highlight=False, markup=False)
