@@ -84,7 +84,10 @@ class Workspace:
             try:
                 self._resume()
                 yield self
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, OSError) and error.filename is None:
+                    # A failed write does not say where, and here is where an export writes.
+                    error.filename = str(self.root)
                 if not (self.root / STATE_NAME).exists():
                     shutil.rmtree(self.root, ignore_errors=True)
                 raise
@@ -178,7 +181,7 @@ def check_space(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise MachineError(
-            f"{directory}: {free / 1e9:.2f} GB free",
-            why=f"the export has {needed / 1e9:.2f} GB to write there.",
+            f"{directory}: {free / 1e6:,.1f} MB free",
+            why=f"the export has {needed / 1e6:,.1f} MB to write there.",
             fix="free space, or write to another disk.",
         )
