@@ -57,7 +57,7 @@ def available_bytes() -> int:
             fix="give --parity full or --parity sampled.",
         ) from error
     limit, used = (_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
-    return free if limit is None or used is None else max(0, min(free, limit - used))
+    return int(free if limit is None or used is None else max(0, min(free, limit - used)))
 
 
 def _number(path: Path) -> int | None:
