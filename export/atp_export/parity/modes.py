@@ -49,7 +49,7 @@ def available_bytes() -> int:
         MachineError: It cannot be told.
     """
     try:
-        free = psutil.virtual_memory().available
+        free: int = psutil.virtual_memory().available
     except (OSError, RuntimeError) as error:
         raise MachineError(
             f"free memory is unknown: {error}",
@@ -57,7 +57,7 @@ def available_bytes() -> int:
             fix="give --parity full or --parity sampled.",
         ) from error
     limit, used = (_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
-    return int(free if limit is None or used is None else max(0, min(free, limit - used)))
+    return free if limit is None or used is None else max(0, min(free, limit - used))
 
 
 def _number(path: Path) -> int | None:
