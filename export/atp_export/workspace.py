@@ -93,19 +93,22 @@ class Workspace:
                 raise
 
     def _take(self, lock: IO[str]) -> None:
+        if not self._holds(lock):
+            raise InputError(
+                f"{self.bundle}: another export is writing this bundle",
+                why="two writers would mix their files.",
+                fix="wait for it to end, or choose another directory.",
+            )
+
+    def _holds(self, lock: IO[str]) -> bool:
+        """Whether the lock is ours now, and still the one of this directory."""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Who held it until now may have published or removed the directory around it.
             there = (self.root / LOCK_NAME).stat()
-            if os.path.samestat(there, os.fstat(lock.fileno())):
-                return
         except (BlockingIOError, FileNotFoundError):
-            pass
-        raise InputError(
-            f"{self.bundle}: another export is writing this bundle",
-            why="two writers would mix their files.",
-            fix="wait for it to end, or choose another directory.",
-        )
+            return False
+        return os.path.samestat(there, os.fstat(lock.fileno()))
 
     def _resume(self) -> None:
         state = _read_state(self.root / STATE_NAME)
