@@ -15,13 +15,20 @@ from transformers import LlavaConfig
 
 from atp_models.atp import FILE_NAME as MODULES
 from atp_models.atp import AtpModules
+from atp_models.demo.deltas import Deltas, merge_lora, read_deltas, refused
 from atp_models.demo.dinov2 import VisionTower, read_vision_tower
 from atp_models.demo.disk import require_space
 from atp_models.demo.projector import untrained_projector
-from atp_models.demo.recipe import WEIGHTS
+from atp_models.demo.recipe import WEIGHTS, Recipe, Training
 from atp_models.demo.smollm2 import LanguageModel, read_language_model
 from atp_models.demo.tokenizer import IMAGE_TOKEN, read_tokenizer, write_tokenizer
-from atp_models.pruning_config import PruningConfig, default_layers, write_pruning_config
+from atp_models.pruning_config import (
+    PruningConfig,
+    check_layers,
+    default_layers,
+    write_pruning_config,
+)
+from atp_runtime.errors import AtpError
 
 IMAGE_SIZE = 336
 # As in LLaVA-1.5. It suits DINOv2 as well: the last layer gives one channel a size of 10 to
@@ -37,13 +44,41 @@ _VOCABULARY_MULTIPLE = 64  # a table of whole tiles multiplies faster
 _DTYPE = torch.float32
 
 
+def read_trained(recipe: Recipe) -> tuple[Deltas, Training] | None:
+    """What was trained for a recipe; None as long as its file is not there.
+
+    Raises:
+        CheckFailedError: The file is damaged, or was trained for another recipe.
+    """
+    if not recipe.deltas.is_file():
+        return None
+    deltas, training = read_deltas(recipe.deltas)
+    if training.recipe != recipe.version:
+        problem = f"it was trained for recipe {training.recipe}, not {recipe.version}"
+        raise refused(str(recipe.deltas), problem)
+    return deltas, training
+
+
 def write_checkpoint(
-    directory: Path, *, gguf_file: Path, onnx_file: Path, report: Callable[[str], None]
+    directory: Path,
+    *,
+    gguf_file: Path,
+    onnx_file: Path,
+    deltas: Deltas | None,
+    report: Callable[[str], None],
 ) -> None:
     """Write every file of the checkpoint but its card.
 
+    Args:
+        directory: Of the checkpoint, empty.
+        gguf_file: The decoder and its tokenizer.
+        onnx_file: The vision tower.
+        deltas: What was trained; None leaves projector and pruning modules initialised.
+        report: Called with a line of text at every step.
+
     Raises:
-        CheckFailedError: A part is not what the steps were written for.
+        CheckFailedError: A part is not what the steps were written for, or the deltas do not
+            fit the parts.
         MachineError: The disk has too little space.
     """
     report("reading the tokenizer and dequantising the language model")
@@ -53,26 +88,54 @@ def write_checkpoint(
     vision = read_vision_tower(onnx_file, image_size=IMAGE_SIZE)
     _write_processor(vision, directory)
 
-    report("initialising the projector (untrained)")
+    initial = _initialised(language, vision)
+    if deltas is None:
+        report("initialising the projector and the pruning modules (untrained)")
+        deltas = initial
+    else:
+        report("merging what was trained: projector, language model, pruning modules")
+        _check_fit(deltas, initial, language.config.num_hidden_layers)
+
+    report("writing the weights")
+    _write_configs(language, vision, image_token, directory)
+    _write_weights(
+        {
+            "language_model": merge_lora(language.state, deltas),
+            "vision_tower": vision.state,
+            "multi_modal_projector": dict(deltas.projector),
+        },
+        directory,
+    )
+    write_pruning_config(deltas.modules.config, directory)
+    deltas.modules.save(directory / MODULES)
+
+
+def _initialised(language: LanguageModel, vision: VisionTower) -> Deltas:
+    """What stands in for the trained while there is none."""
     projector = untrained_projector(
         vision_width=vision.config.hidden_size,
         text_width=language.config.hidden_size,
         input_rms=_FEATURE_RMS,
         output_rms=_embedding_rms(language),
     )
+    config = PruningConfig(layers=default_layers(language.config.num_hidden_layers))
+    modules = AtpModules(config).initialise()
+    return Deltas(projector, lora={}, lora_scale=1.0, modules=modules)
 
-    report("writing the weights")
-    _write_configs(language, vision, image_token, directory)
-    _write_weights(
-        {
-            "language_model": language.state,
-            "vision_tower": vision.state,
-            "multi_modal_projector": projector,
-        },
-        directory,
-    )
-    report("initialising the pruning modules (untrained)")
-    _write_pruning(language.config.num_hidden_layers, directory)
+
+def _check_fit(deltas: Deltas, initial: Deltas, depth: int) -> None:
+    """Refuse a projector of other widths, and pruning points beyond the decoder."""
+    for name, expected in initial.projector.items():
+        found = deltas.projector[name]
+        if found.shape != expected.shape:
+            raise refused(
+                "the trained projector",
+                f"its {name} is {list(found.shape)}, not {list(expected.shape)}",
+            )
+    try:
+        check_layers(deltas.modules.config.layers, depth)
+    except AtpError as error:
+        raise refused("the trained pruning modules", error.what) from error
 
 
 def _read_language(gguf_file: Path, directory: Path) -> tuple[LanguageModel, int]:
@@ -148,12 +211,6 @@ def _write_weights(modules: dict[str, dict[str, torch.Tensor]], directory: Path)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     # save_file leaves its file readable to its owner alone.
     (directory / WEIGHTS).chmod((directory / "config.json").stat().st_mode)
-
-
-def _write_pruning(layers: int, directory: Path) -> None:
-    config = PruningConfig(layers=default_layers(layers))
-    write_pruning_config(config, directory)
-    AtpModules(config).initialise().save(directory / MODULES)
 
 
 def _write_json(content: dict[str, Any], directory: Path, name: str) -> None:

