@@ -65,6 +65,12 @@ def _export_parser() -> argparse.ArgumentParser:
     )
     pruning.add_argument("--dense", action="store_true", help="no pruning, one segment")
     parser.add_argument(
+        "--redundancy",
+        choices=("both", "self", "cross", "none"),
+        help="which scores the redundancy criterion is made of; none: only sampling grids decide "
+        "(default: the checkpoint's pruning_config.json, else both)",
+    )
+    parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="longest sequence (default: the model's own)"
     )
     parser.add_argument(

@@ -29,6 +29,10 @@ UNTRAINED_NOTICE = (
     "The pruning modules are untrained: the checkpoint has no "
     f"{MODULES_NAME}, so thresholds are starting values and the answers of no known quality."
 )
+ABLATED_NOTICE = (
+    "The pruning modules were trained with redundancy {trained!r} and decide by {found!r} here, "
+    "so their thresholds were not learned for these scores."
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class ExportJob:
         checkpoint: Opened and checked.
         plan: The decisions.
         bundle: The directory to make.
-        command: The command line, for the provenance.
+        command: The command line, for the provenance; `prepare_job` does not know it.
         modules: The ATP modules of the plan's pruning points, or None if it has none.
         notice: What must be said with every answer, or None.
     """
@@ -47,7 +51,7 @@ class ExportJob:
     checkpoint: Checkpoint
     plan: ExportPlan
     bundle: Path
-    command: str
+    command: str = ""
     modules: AtpModules | None = None
     notice: str | None = None
 
@@ -72,8 +76,8 @@ def prepare_job(
     dialect: str,
     prune_at: Sequence[int] | None,
     dense: bool,
+    redundancy: str | None = None,
     max_tokens: int | None = None,
-    command: str = "",
 ) -> ExportJob:
     """Opens and checks a checkpoint and decides the plan.
 
@@ -85,8 +89,9 @@ def prepare_job(
         prune_at: Layers before which visual tokens are dropped; None takes those of the
             checkpoint's `pruning_config.json`, else the paper's fractions of the depth.
         dense: One segment and no pruning.
+        redundancy: What S_red is made of, see `PruningConfig`; None takes what the checkpoint
+            says. Modules trained otherwise are taken as they are, with a notice.
         max_tokens: Longest sequence; None is the model's own limit.
-        command: The command line, for the provenance.
 
     Raises:
         InputError: The checkpoint cannot be used, or the options contradict it.
@@ -94,7 +99,8 @@ def prepare_job(
     checkpoint = Checkpoint.open(checkpoint_path)
     spec = read_architecture(checkpoint)
     check_tensors(checkpoint, spec)
-    config = None if dense else _pruning_config(checkpoint_path, prune_at, spec.text.layers)
+    stored = None if dense else _pruning_config(checkpoint_path, prune_at, spec.text.layers)
+    config = stored if redundancy is None else _ablated(stored, redundancy)
     plan = make_plan(
         spec,
         config,
@@ -103,9 +109,10 @@ def prepare_job(
         cut_at=config.layers if config else (),
         max_tokens=max_tokens,
     )
-    modules, notice = _modules(checkpoint_path, config)
+    modules, notice = _modules(checkpoint_path, config, stored)
     notices = [text for text in (_card_notice(checkpoint_path), notice) if text]
-    return ExportJob(checkpoint, plan, bundle, command, modules, " ".join(notices) or None)
+    notice = " ".join(notices) or None
+    return ExportJob(checkpoint, plan, bundle, modules=modules, notice=notice)
 
 
 def _pruning_config(
@@ -127,19 +134,35 @@ def _pruning_config(
     return replace(stored, layers=layers) if stored else PruningConfig(layers=layers)
 
 
+def _ablated(config: PruningConfig | None, redundancy: str) -> PruningConfig:
+    """The configuration with another S_red."""
+    what = f"--redundancy {redundancy}"
+    if config is None:
+        why = "nothing is pruned, so there is nothing for it to decide."
+        raise InputError(what, why=why, fix="leave --redundancy or --dense away.")
+    try:
+        return replace(config, redundancy=redundancy)
+    except ValueError as error:
+        fix = "choose another, or give pruning_config.json strides."
+        raise InputError(what, why=f"{error}.", fix=fix) from error
+
+
 def _listed(layers: Sequence[int]) -> str:
     return ",".join(map(str, layers))
 
 
 def _modules(
-    checkpoint: Path, config: PruningConfig | None
+    checkpoint: Path, config: PruningConfig | None, stored: PruningConfig | None
 ) -> tuple[AtpModules | None, str | None]:
-    if config is None:
+    """The modules, and what to say of them if they were not trained as `config` uses them."""
+    if config is None or stored is None:
         return None, None
     path = checkpoint / MODULES_NAME
-    if path.is_file():
-        return AtpModules.load(path, config), None
-    return AtpModules(config).initialise(), UNTRAINED_NOTICE
+    if not path.is_file():
+        return AtpModules(config).initialise(), UNTRAINED_NOTICE
+    trained, found = stored.redundancy, config.redundancy
+    notice = ABLATED_NOTICE.format(trained=trained, found=found) if trained != found else None
+    return AtpModules.load(path, config), notice
 
 
 def _card_notice(checkpoint: Path) -> str | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from atp_runtime.chat import ChatTemplate
 from atp_runtime.errors import InputError
 from atp_runtime.processor_config import read_processor_config
-from atp_runtime.text_files import read_json_if_present
 from atp_runtime.tokenizer import Tokenizer
+from atp_runtime.vision import image_processor_file
 
 TOKENIZER = "tokenizer.json"
 FILES = (
@@ -50,24 +50,9 @@ def copy_processor_files(checkpoint: Path, directory: Path) -> list[str]:
         )
     Tokenizer.from_dir(checkpoint)
     ChatTemplate.from_dir(checkpoint)
-    read_processor_config(_image_processor(checkpoint))
+    read_processor_config(image_processor_file(checkpoint))
     directory.mkdir(parents=True, exist_ok=True)
     sources = processor_sources(checkpoint)
     for source in sources:
         shutil.copyfile(source, directory / source.name)
     return sorted(source.name for source in sources)
-
-
-def _image_processor(checkpoint: Path) -> Path:
-    """The file Transformers 5 reads: the newer one, if the image processor is nested in it."""
-    nested = checkpoint / "processor_config.json"
-    own = checkpoint / "preprocessor_config.json"
-    if "image_processor" in read_json_if_present(nested):
-        return nested
-    if own.is_file():
-        return own
-    raise InputError(
-        f"{checkpoint}: no {own.name}",
-        why="without it nobody knows how photos are resized and normalised.",
-        fix="copy it from where the weights came from.",
-    )

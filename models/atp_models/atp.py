@@ -30,6 +30,7 @@ QUANTILES = (0.10, 0.25, 0.50, 0.75, 0.90)
 FEATURES = 2 * (2 + len(QUANTILES)) + 2
 HIDDEN = 32
 _UPPER_QUARTILES = (2 + QUANTILES.index(0.75), 4 + len(QUANTILES) + QUANTILES.index(0.75))
+_START_QUARTILES = {"self": _UPPER_QUARTILES[:1], "cross": _UPPER_QUARTILES[1:]}
 _START_SLOPE = 4.0
 
 
@@ -45,9 +46,20 @@ def normalise(scores: Tensor, how: str = "min_max") -> Tensor:
     return (scores - low) / torch.where(span > 0, span, 1)
 
 
-def redundancy_scores(s_self: Tensor, s_cross: Tensor, *, has_text: bool) -> Tensor:
-    """S_red = (S_self + S_cross) / 2 [..., n]; without text after the image, S_self alone."""
-    return (s_self + s_cross) / 2 if has_text else s_self
+def redundancy_scores(
+    s_self: Tensor, s_cross: Tensor, *, has_text: bool, how: str = "both"
+) -> Tensor:
+    """S_red [..., n]; `how` is `PruningConfig.redundancy`.
+
+    "both" is (S_self + S_cross) / 2, and "self", "cross" and "none" its ablations. Without
+    text after the image S_self stands in for both others, and with "none" the criterion is
+    off: -inf, which is above no threshold.
+    """
+    if how == "none":
+        return torch.full_like(s_self, -torch.inf)
+    if how == "self" or not has_text:
+        return s_self
+    return s_cross if how == "cross" else (s_self + s_cross) / 2
 
 
 def spatial_scores(
@@ -55,13 +67,16 @@ def spatial_scores(
 ) -> Tensor:
     """S_sp = 1 - lambda_sample * R [n] on the sparsest grid a token lies on, 0 elsewhere.
 
+    Without strides the criterion is off: -inf, which is above no threshold.
+
     Args:
         row: int64 [n], -1 for a feature without a place.
         column: int64 [n].
         lambda_sample: How fast a denser grid loses score.
         strides: Of the grids, rising; R = 1 / stride^2.
     """
-    spatial = torch.zeros(row.shape, dtype=torch.float64, device=row.device)
+    elsewhere = 0.0 if strides else -torch.inf
+    spatial = torch.full(row.shape, elsewhere, dtype=torch.float64, device=row.device)
     for stride in strides:
         on_grid = (row >= 0) & (row % stride == 0) & (column % stride == 0)
         spatial[on_grid] = 1 - lambda_sample / stride**2
@@ -155,6 +170,7 @@ class AtpModule(nn.Module):
         column: Tensor,
         *,
         has_text: bool = True,
+        thresholds: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """max(S_red - theta_r, S_sp - theta_s) [..., n]: above 0 where a token is kept.
 
@@ -164,10 +180,14 @@ class AtpModule(nn.Module):
             row: int64 [n], the row of each token's patch, -1 without a place on the grid.
             column: int64 [n], likewise.
             has_text: Whether text follows the image.
+            thresholds: If they are not to be predicted from these scores.
         """
-        theta_r, theta_s = self.thresholds(scores_self, scores_cross, has_text=has_text)
+        if thresholds is None:
+            thresholds = self.thresholds(scores_self, scores_cross, has_text=has_text)
+        theta_r, theta_s = thresholds
         s_self, s_cross = self._normalised(scores_self, scores_cross, has_text)
-        red = redundancy_scores(s_self, s_cross, has_text=has_text)
+        how = self.config.redundancy
+        red = redundancy_scores(s_self, s_cross, has_text=has_text, how=how)
         spatial = spatial_scores(
             row, column, lambda_sample=self.config.lambda_sample, strides=self.config.strides
         )
@@ -249,10 +269,12 @@ class AtpModules(nn.Module):
     def initialise(self, seed: int = 0) -> AtpModules:
         """Sets the weights from which training starts, and returns the modules.
 
-        theta_r starts near the mean of both scores' upper quartiles, theta_s at 0.5, between
-        the grids of stride 2 and 4. Random scores of any spread then keep about a quarter of
-        their tokens, most of them by S_red. The hidden units that this does not need start
-        at random, with no say in the thresholds yet.
+        theta_r starts near the mean of the upper quartiles of what S_red is made of, theta_s
+        at 0.5, between the grids of stride 2 and 4. Random scores of any spread then keep
+        about a quarter of their tokens, most of them by S_red. They keep fewer where S_red is
+        made of a cross score with few peaks alone, and the grid of stride 4, a sixteenth,
+        where there is no S_red. The hidden units that this does not need start at random, with
+        no say in the thresholds yet.
         """
         generator = torch.Generator().manual_seed(seed)
         for index in range(len(self)):
@@ -306,14 +328,15 @@ def _unusable(path: Path, what: str, why: str) -> InputError:
 def _initialise(point: AtpModule, generator: torch.Generator) -> None:
     """See `AtpModules.initialise`.
 
-    theta_r is to be near u, the mean of the two upper quartiles. The first hidden unit is u,
+    theta_r is to be near u, the mean of the upper quartiles. The first hidden unit is u,
     and sigmoid(4 (u - 1/2)), the tangent of its logit, is within 0.04 of u from 0.2 to 0.8.
     """
     bound = 1 / math.sqrt(FEATURES)
     for parameter in (point.shared.weight, point.shared.bias):
         parameter.uniform_(-bound, bound, generator=generator)
     point.shared.weight[0] = 0
-    point.shared.weight[0, list(_UPPER_QUARTILES)] = 1 / 2
+    quartiles = _START_QUARTILES.get(point.config.redundancy, _UPPER_QUARTILES)
+    point.shared.weight[0, list(quartiles)] = 1 / len(quartiles)
     point.shared.bias[0] = 0
     for head in (point.redundancy, point.spatial):
         head.weight.zero_()

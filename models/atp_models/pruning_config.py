@@ -26,6 +26,7 @@ SCHEMA_VERSION = 1
 DEPTH_FRACTIONS = (0.125, 0.4375, 0.75)
 _CHOICES = {
     "rule": ("atp",),
+    "redundancy": ("both", "self", "cross", "none"),
     "normalisation": ("min_max", "none"),
     "self_scores": ("pre_softmax",),
     "features": ("summary",),
@@ -41,9 +42,12 @@ class PruningConfig:
         layers: The decoder layers (0-indexed) that pruned tokens no longer enter, rising.
         schema_version: Of the file.
         rule: What decides, "atp".
+        redundancy: What S_red is made of: "both" scores, (S_self + S_cross) / 2; or, as in
+            the paper's ablations, "self" or "cross" alone, or "none", which turns the
+            redundancy criterion off.
         lambda_sample: In S_sp = 1 - lambda_sample * R, how fast a denser grid loses score.
         strides: Reconstructed: the sampling grids, nested, each of rate R = 1 / stride^2; a
-            token takes the sparsest it lies on. None turns the spatial criterion off.
+            token takes the sparsest it lies on. An empty list turns the spatial criterion off.
         normalisation: Reconstructed: "min_max" scales both scores of an image to 0..1 before
             they meet a threshold, "none" leaves them as the attention gives them.
         self_scores: Reconstructed: S_self is averaged before the softmax, where the mean over
@@ -66,6 +70,7 @@ class PruningConfig:
     layers: tuple[int, ...]
     schema_version: int = SCHEMA_VERSION
     rule: str = "atp"
+    redundancy: str = "both"
     lambda_sample: float = 3.0
     strides: tuple[int, ...] = (2, 4, 8)
     normalisation: str = "min_max"
@@ -81,7 +86,8 @@ class PruningConfig:
     lambda_atp: float = 0.05
 
     def __post_init__(self) -> None:
-        problem = _layers_problem(self.layers) or self._rule_problem() or self._loss_problem()
+        problem = _layers_problem(self.layers) or self._rule_problem()
+        problem = problem or self._bounds_problem() or self._loss_problem()
         if problem:
             raise ValueError(problem)
 
@@ -94,6 +100,11 @@ class PruningConfig:
             return f"lambda_sample is {self.lambda_sample}, it must be finite"
         if any(a >= b for a, b in pairwise((0, *self.strides))):
             return f"strides {list(self.strides)} must be positive and rise"
+        if self.redundancy == "none" and not self.strides:
+            return "redundancy 'none' needs strides: without either criterion nothing decides"
+        return None
+
+    def _bounds_problem(self) -> str | None:
         if self.min_keep < 0:
             return f"min_keep is {self.min_keep}, it must be 0 or more"
         if self.max_keep is not None and self.max_keep < self.min_keep:
@@ -112,6 +123,7 @@ class PruningConfig:
     def rule_parameters(self) -> dict[str, Any]:
         """What the rule needs to know on the device: a pruning point's parameters."""
         return {
+            "redundancy": self.redundancy,
             "lambda_sample": self.lambda_sample,
             "strides": list(self.strides),
             "normalisation": self.normalisation,

@@ -26,6 +26,7 @@ Vector = npt.NDArray[np.float64]
 
 QUANTILES = (0.10, 0.25, 0.50, 0.75, 0.90)
 NORMALISATIONS = ("min_max", "none")
+REDUNDANCIES = ("both", "self", "cross", "none")
 FEATURES = 2 * (2 + len(QUANTILES)) + 2
 HIDDEN = 32
 SHAPES: Mapping[str, tuple[int, ...]] = {
@@ -121,9 +122,25 @@ def normalise(scores: npt.NDArray[np.floating], how: str = "min_max") -> Vector:
     return (wide - low) / span if span > 0 else np.zeros_like(wide)
 
 
-def redundancy_scores(s_self: Vector, s_cross: Vector, *, has_text: bool) -> Vector:
-    """S_red = (S_self + S_cross) / 2 [n]; without text after the image, S_self alone."""
-    return (s_self + s_cross) / 2 if has_text else s_self
+def redundancy_scores(
+    s_self: Vector, s_cross: Vector, *, has_text: bool, how: str = "both"
+) -> Vector:
+    """S_red [n], from both scores or, as in the paper's ablations, from less.
+
+    Without text after the image, S_self stands in for what needs S_cross.
+
+    Args:
+        s_self: [n], normalised.
+        s_cross: [n], normalised.
+        has_text: Whether text follows the image.
+        how: "both", (S_self + S_cross) / 2; "self" or "cross" alone; or "none", which turns
+            the criterion off: -inf, which is above no threshold.
+    """
+    if how == "none":
+        return np.full_like(s_self, -np.inf)
+    if how == "self" or not has_text:
+        return s_self
+    return s_cross if how == "cross" else (s_self + s_cross) / 2
 
 
 def spatial_scores(
@@ -137,7 +154,7 @@ def spatial_scores(
 
     Reconstructed: the grids are nested, one per stride s with R = 1 / s^2, and a token takes
     the sparsest it lies on, so that theta_s chooses a density. Features without a place
-    (row -1) lie on none.
+    (row -1) lie on none. Without strides the criterion is off: -inf, above no threshold.
 
     Args:
         row: int64 [n].
@@ -145,7 +162,7 @@ def spatial_scores(
         lambda_sample: How fast a denser grid loses score.
         strides: Rising.
     """
-    spatial = np.zeros(len(row))
+    spatial = np.full(len(row), 0.0 if strides else -np.inf)
     placed = row >= 0
     for stride in strides:
         on_grid = placed & (row % stride == 0) & (column % stride == 0)

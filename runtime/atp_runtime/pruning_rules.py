@@ -120,11 +120,14 @@ class Atp(Rule):
     """Learned thresholds with OR (ATP-LLaVA); see `atp_runtime.atp`.
 
     Attributes:
+        redundancy: What S_red is made of, one of `atp.REDUNDANCIES`; "none" turns the
+            redundancy criterion off.
         lambda_sample: How fast a denser sampling grid loses score.
         strides: The sampling grids, rising; none turns the spatial criterion off.
         normalisation: "min_max" or "none".
     """
 
+    redundancy: str = "both"
     lambda_sample: float = 3.0
     strides: tuple[int, ...] = (2, 4, 8)
     normalisation: str = "min_max"
@@ -135,6 +138,11 @@ class Atp(Rule):
             raise ValueError(f"lambda_sample is {self.lambda_sample}, it must be finite")
         if any(a >= b for a, b in pairwise((0, *self.strides))):
             raise ValueError(f"strides {list(self.strides)} must be positive and rise")
+        if self.redundancy not in atp.REDUNDANCIES:
+            known = ", ".join(atp.REDUNDANCIES)
+            raise ValueError(f"redundancy {self.redundancy!r} is none of {known}")
+        if self.redundancy == "none" and not self.strides:
+            raise ValueError("redundancy 'none' without strides leaves no criterion")
         if self.normalisation not in atp.NORMALISATIONS:
             known = ", ".join(atp.NORMALISATIONS)
             raise ValueError(f"normalisation {self.normalisation!r} is none of {known}")
@@ -155,7 +163,7 @@ class Atp(Rule):
         attention = float(image.cross.sum(dtype=np.float64)) if image.has_text else 0.0
         theta_r, theta_s = atp.thresholds(atp.score_features(own, cross, attention), module)
         margins = atp.margins(
-            atp.redundancy_scores(own, cross, has_text=image.has_text),
+            atp.redundancy_scores(own, cross, has_text=image.has_text, how=self.redundancy),
             atp.spatial_scores(
                 image.row, image.column, lambda_sample=self.lambda_sample, strides=self.strides
             ),
@@ -167,7 +175,13 @@ class Atp(Rule):
             int(np.count_nonzero(margins > 0)),
             idle=f"all {len(margins)} tokens are above the thresholds",
             measured={"theta_r": theta_r, "theta_s": theta_s},
+            note=self._unmet(image),
         )
+
+    def _unmet(self, image: ImageScores) -> str | None:
+        if self.redundancy != "cross" or image.has_text:
+            return None
+        return "no text follows the image, so its tokens are judged by their self scores"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from atp_runtime.atp import AtpWeights, load_pruning_weights
 from atp_runtime.errors import CheckFailedError
 from atp_runtime.manifest import Manifest, PruningPoint
-from atp_runtime.pruning_rules import ImageScores, Rule, Verdict, rule
+from atp_runtime.pruning_rules import ImageScores, KeepAll, Rule, Verdict, rule
 from atp_runtime.schema import from_json, to_json
 
 BoolArray = npt.NDArray[np.bool_]
@@ -63,7 +63,8 @@ class Selection:
 
     Attributes:
         kept: bool [n], per visual token.
-        note: Says so when the rule did nothing, or less than its name promises.
+        note: Says so when the rule did nothing, or less than its name promises; it counts
+            images from 1.
         diagnostics: Per image, by its number: "tokens", "kept" and what the rule measured,
             such as "theta_r" and "theta_s".
     """
@@ -117,6 +118,11 @@ class PointSelector:
         self._decide = self._rule.prepare(weights, point.weights)
         self._name = _name(point)
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether it never drops a token, whatever the scores."""
+        return isinstance(self._rule, KeepAll) and self._rule.max_keep is None
+
     def __call__(
         self,
         scores_self: FloatArray,
@@ -149,7 +155,8 @@ class PointSelector:
             count = int(np.count_nonzero(stays))
             diagnostics[image] = {"tokens": len(stays), "kept": count, **verdict.measured}
             said = self._notes(verdict, count)
-            notes += [f"image {image}: {note}" if len(images) > 1 else note for note in said]
+            # People count from 1, as the pictures of --show-pruning do.
+            notes += [f"image {image + 1}: {note}" if len(images) > 1 else note for note in said]
         return Selection(kept, "; ".join(notes) or None, diagnostics)
 
     def _finite(self, name: str, scores: FloatArray) -> FloatArray:
@@ -217,6 +224,11 @@ class Selectors:
         file = manifest.pruning_weights
         return cls(points, load_pruning_weights(bundle / file) if file else {})
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no point ever drops a token, as in a dense bundle."""
+        return all(selector.keeps_all for selector in self._points.values())
+
     def __call__(
         self,
         point: PruningPoint,
@@ -227,3 +239,8 @@ class Selectors:
     ) -> Selection:
         """Asks the point's rule; see `PointSelector.__call__`."""
         return self._points[point.before_layer](scores_self, scores_cross, has_text, visual)
+
+
+def keeps_all(select: SelectTokens) -> bool:
+    """Whether it is known that `select` never drops a token, whatever the scores."""
+    return isinstance(select, Selectors) and select.keeps_all

@@ -51,7 +51,8 @@ class VisionEncoder:
         manifest = bundle.manifest
         self._backend = backend
         self._model = manifest.vision
-        self._processor = ImageProcessor.from_file(_processor_file(bundle.path(manifest.processor)))
+        file = image_processor_file(bundle.path(manifest.processor))
+        self._processor = ImageProcessor.from_file(file)
         stage = manifest.stage("vision")
         self._stage = backend.load(bundle, stage)
         self._features = (1, manifest.vision.tokens, manifest.text.hidden)
@@ -93,8 +94,15 @@ class VisionEncoder:
             )
 
 
-def _processor_file(directory: Path) -> Path:
-    """Where Transformers 5 finds the image processor: nested in the newer file, if it is there."""
+def image_processor_file(directory: Path) -> Path:
+    """Where Transformers 5 finds the image processor: nested in the newer file, if it is there.
+
+    Args:
+        directory: Of a checkpoint, or a bundle's copy of its processor files.
+
+    Raises:
+        InputError: It is in neither file, or the newer one is damaged.
+    """
     nested, own = directory / "processor_config.json", directory / "preprocessor_config.json"
     if "image_processor" in read_json_if_present(nested):
         return nested
@@ -103,5 +111,5 @@ def _processor_file(directory: Path) -> Path:
     raise InputError(
         f"{directory}: no {own.name}",
         why="without it nobody knows how photos are resized and normalised.",
-        fix="export the bundle again with atp-export.",
+        fix="copy it into the checkpoint from where the weights came from, and export that again.",
     )

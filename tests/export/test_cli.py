@@ -114,6 +114,8 @@ def test_every_command_has_its_own_help(command: str, capsys: pytest.CaptureFixt
         (["--prune-at", "1,"], "not a list of layer numbers"),
         (["--prune-at", ""], "not a list of layer numbers"),
         (["--prune-at", "1", "--dense"], "not allowed with"),
+        (["--redundancy", "text"], "text"),
+        (["--redundancy", "self", "--dense"], "nothing is pruned"),
         (["--max-tokens", "0"], "--max-tokens 0"),
         (["--max-tokens", "2049"], "2048"),
         (["--max-tokens", "many"], "--max-tokens"),
@@ -171,7 +173,8 @@ def test_a_dry_run_is_a_document_when_json_is_asked_for(
 def test_export_verify_and_inspect_end_to_end(
     run: Callable[..., Output], checkpoint: Path, bundle: Path
 ) -> None:
-    exported = run(checkpoint, bundle, "--precision", "fp32", "--prune-at", "2", "--json")
+    words = ("--precision", "fp32", "--prune-at", "2", "--redundancy", "self")
+    exported = run(checkpoint, bundle, *words, "--json")
     assert exported.code == 0
     document = exported.document
     assert document["parity"]["passed"] is True
@@ -188,9 +191,12 @@ def test_export_verify_and_inspect_end_to_end(
     shown = run("inspect", bundle)
     assert shown.code == 0
     assert f"made by: atp-export {checkpoint} {bundle} --precision fp32" in shown.out
-    assert run("inspect", bundle, "--json").document["precision"] == "fp32"
+    document = run("inspect", bundle, "--json").document
+    assert document["precision"] == "fp32"
+    points = [stage["pruning"] for stage in document["stages"] if stage["pruning"]]
+    assert [point["parameters"]["redundancy"] for point in points] == ["self"]
 
-    again = run(checkpoint, bundle, "--precision", "fp32", "--prune-at", "2")
+    again = run(checkpoint, bundle, *words)
     assert again.code == 0
     assert "already there" in again.out
     assert "compared" not in again.out

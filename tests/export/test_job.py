@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +25,13 @@ def points(job: ExportJob) -> list[int]:
     return [segment.last for segment in job.plan.segments[:-1]]
 
 
-def train(checkpoint: Path, *layers: int) -> PruningConfig:
+def redundancy(job: ExportJob) -> set[str]:
+    return {s.pruning.parameters["redundancy"] for s in job.plan.segments if s.pruning}
+
+
+def train(checkpoint: Path, *layers: int, **options: Any) -> PruningConfig:
     """Gives a checkpoint pruning modules."""
-    config = PruningConfig(layers=layers, min_keep=2)
+    config = PruningConfig(layers=layers, min_keep=2, **options)
     write_pruning_config(config, checkpoint)
     AtpModules(config).initialise().save(checkpoint / MODULES)
     return config
@@ -58,6 +64,52 @@ def test_chosen_layers_keep_the_checkpoints_other_settings(
     point = make_job(own_checkpoint, prune_at=[1]).plan.segments[0].pruning
     assert point is not None
     assert (point.before_layer, point.parameters["min_keep"]) == (1, 5)
+
+
+@pytest.mark.parametrize("chosen", ["both", "self", "cross", "none"])
+def test_what_the_redundancy_is_made_of_can_be_chosen(make_job: MakeJob, chosen: str) -> None:
+    assert redundancy(make_job()) == {"both"}
+    job = make_job(redundancy=chosen)
+    assert redundancy(job) == {chosen}
+    assert job.modules is not None
+    assert job.modules.config.redundancy == chosen
+
+
+def test_the_checkpoints_own_redundancy_counts_unless_another_is_chosen(
+    make_job: MakeJob, own_checkpoint: Path
+) -> None:
+    train(own_checkpoint, 1, 3, redundancy="self")
+    for options in ({}, {"redundancy": "self"}):
+        job = make_job(own_checkpoint, **options)
+        assert redundancy(job) == {"self"}
+        assert job.notice is None
+
+
+def test_modules_trained_with_another_redundancy_are_taken_with_a_notice(
+    make_job: MakeJob, own_checkpoint: Path
+) -> None:
+    train(own_checkpoint, 1, 3, redundancy="self")
+    own, other = make_job(own_checkpoint), make_job(own_checkpoint, redundancy="cross")
+    assert own.modules is not None
+    assert other.modules is not None
+    found = other.modules.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in own.modules.state_dict().items())
+    assert "trained with redundancy 'self' and decide by 'cross'" in str(other.notice)
+
+
+def test_a_redundancy_is_refused_when_nothing_would_decide(
+    make_job: MakeJob, own_checkpoint: Path
+) -> None:
+    train(own_checkpoint, 1, 3, strides=())
+    with pytest.raises(InputError, match="--redundancy none") as caught:
+        make_job(own_checkpoint, redundancy="none")
+    assert "strides" in caught.value.why
+
+
+def test_a_redundancy_is_refused_when_nothing_is_pruned(make_job: MakeJob) -> None:
+    with pytest.raises(InputError, match="--redundancy self") as caught:
+        make_job(dense=True, redundancy="self")
+    assert "nothing is pruned" in caught.value.why
 
 
 def test_dense_is_one_segment_without_modules_or_notice(make_job: MakeJob) -> None:
@@ -175,7 +227,7 @@ def test_a_directory_that_is_no_checkpoint_is_refused(make_job: MakeJob, tmp_pat
 def test_equal_jobs_have_equal_keys_wherever_the_bundle_goes(
     make_job: MakeJob, tmp_path: Path
 ) -> None:
-    keys = {make_job().key(), make_job(command="other words").key()}
+    keys = {make_job().key(), replace(make_job(), command="other words").key()}
     keys.add(make_job(bundle=tmp_path / "elsewhere").key())
     assert len(keys) == 1
 
@@ -187,6 +239,7 @@ def test_every_option_changes_the_key(make_job: MakeJob) -> None:
         make_job(dialect="native"),
         make_job(prune_at=[1]),
         make_job(dense=True),
+        make_job(redundancy="none"),
         make_job(max_tokens=512),
     ]
     assert len({job.key() for job in jobs}) == len(jobs)

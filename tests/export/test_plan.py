@@ -51,12 +51,15 @@ def test_every_segment_but_the_last_ends_at_a_pruning_point(
 
 
 def test_a_pruning_point_carries_the_rule_its_numbers_and_its_weights(spec: ModelSpec) -> None:
-    config = PruningConfig(layers=(2, 3), lambda_sample=2.0, min_keep=4, max_keep=9)
+    config = PruningConfig(
+        layers=(2, 3), redundancy="cross", lambda_sample=2.0, min_keep=4, max_keep=9
+    )
     plan = make_plan(spec, config, precision="fp32", dialect="native", cut_at=(2, 3))
     assert plan.segments[1].pruning == PruningPoint(
         before_layer=3,
         rule="atp",
         parameters={
+            "redundancy": "cross",
             "lambda_sample": 2.0,
             "strides": [2, 4, 8],
             "normalisation": "min_max",

@@ -10,19 +10,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atp_models.atp import FILE_NAME, AtpModule, AtpModules, normalise, score_features, soft_mask
 from atp_models.pruning_config import PruningConfig
-from atp_runtime.atp import load_pruning_weights
+from atp_runtime.atp import AtpWeights, load_pruning_weights
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import PruningPoint
 from atp_runtime.selection import Selectors, VisualTokens
 
 CONFIG = PruningConfig(layers=(4, 14, 24))
+ABLATIONS: list[dict[str, Any]] = [
+    {"redundancy": "self"},
+    {"redundancy": "cross"},
+    {"redundancy": "none"},
+    {"strides": ()},
+    {"redundancy": "self", "strides": ()},
+    {"redundancy": "cross", "strides": ()},
+]
 
 
 def random_modules(seed: int, config: PruningConfig = CONFIG) -> AtpModules:
@@ -83,6 +91,66 @@ def test_thresholds_and_kept_tokens_are_those_of_the_device(
             assert [float(t.detach()) for t in thetas] == pytest.approx(wanted, abs=1e-6, rel=0)
         shares.add(round(float(kept.float().mean()), 1))
     assert len(shares) > 3
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    ablation=st.sampled_from(ABLATIONS),
+    bounds=st.sampled_from([{}, {"min_keep": 3, "max_keep": 20}]),
+    has_text=st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_ablated_modules_keep_the_tokens_that_the_device_keeps(
+    seed: int, ablation: dict[str, Any], bounds: dict[str, Any], has_text: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    config = replace(CONFIG, layers=(4,), **ablation, **bounds)
+    modules, visual = random_modules(seed, config), random_visual(random, images=1 + seed % 2)
+    point = PruningPoint(4, config.rule, config.rule_parameters(), "points.0.")
+    tensors = {name: value.numpy() for name, value in modules.state_dict().items()}
+    device = Selectors([point], {"points.0.": AtpWeights.from_tensors(tensors, "points.0.")})
+    own, cross = (random_scores(random, len(visual)) for _ in range(2))
+    expected = device(point, own, cross, has_text, visual)
+    arrays = own, cross, visual.image, visual.row, visual.column
+    kept = modules[0].keep_mask(*map(torch.from_numpy, arrays), has_text=has_text)
+    assert kept.tolist() == expected.kept.tolist()
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_ablated_criteria_have_no_say_in_the_margins(ablation: dict[str, Any]) -> None:
+    module = random_modules(5, replace(CONFIG, **ablation))[0]
+    own, cross = torch.randn(576).double(), torch.rand(576).double()
+    theta_r, theta_s = module.thresholds(own, cross)
+    red = {"self": normalise(own), "cross": normalise(cross), "none": None}.get(
+        module.config.redundancy, (normalise(own) + normalise(cross)) / 2
+    )
+    row, column = grid()
+    above = [] if red is None else [red - theta_r]
+    if module.config.strides:
+        score = torch.zeros(576).double()
+        for stride, value in ((2, 0.25), (4, 0.8125), (8, 0.953125)):
+            score[(row % stride == 0) & (column % stride == 0)] = value
+        above.append(score - theta_s)
+    expected = torch.stack(above).max(0).values
+    torch.testing.assert_close(module.margins(own, cross, row, column), expected)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_gradients_of_ablated_modules_are_finite_and_reach_what_decides(
+    ablation: dict[str, Any],
+) -> None:
+    module = random_modules(5, replace(CONFIG, **ablation))[0]
+    own, cross = torch.randn(144).requires_grad_(), torch.rand(144).requires_grad_()
+    soft_mask(module.margins(own, cross, *grid(12, 12)), 10.0).sum().backward()
+    for value in (own, cross, *module.parameters()):
+        assert value.grad is not None
+        assert value.grad.isfinite().all()
+    for head, decides in (
+        (module.redundancy, module.config.redundancy != "none"),
+        (module.spatial, bool(module.config.strides)),
+    ):
+        assert head.weight.grad is not None
+        assert bool(head.weight.grad.any()) == decides
 
 
 def grid(rows: int = 24, columns: int = 24) -> tuple[Tensor, Tensor]:
@@ -179,12 +247,18 @@ def test_arithmetic_follows_the_scores_when_the_weights_are_bfloat16() -> None:
     assert theta_r.dtype == theta_s.dtype == torch.float32
 
 
-@given(seed=st.integers(0, 5000), distribution=st.sampled_from(["uniform", "normal", "peaked"]))
-@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 5000),
+    distribution=st.sampled_from(["uniform", "normal", "peaked"]),
+    redundancy=st.sampled_from(["both", "self"]),
+)
+@example(seed=0, distribution="uniform", redundancy="cross")
+@example(seed=0, distribution="normal", redundancy="cross")
+@settings(max_examples=60, deadline=None)
 def test_untrained_modules_keep_about_a_quarter_of_random_scores(
-    seed: int, distribution: str
+    seed: int, distribution: str, redundancy: str
 ) -> None:
-    modules = AtpModules(CONFIG).initialise(seed)
+    modules = AtpModules(replace(CONFIG, redundancy=redundancy)).initialise(seed)
     generator = torch.Generator().manual_seed(seed)
     own = torch.randn(576, generator=generator) * 3
     cross = {
@@ -195,6 +269,14 @@ def test_untrained_modules_keep_about_a_quarter_of_random_scores(
     for index in range(len(modules)):
         kept = modules[index].keep_mask(own, cross, torch.zeros(576, dtype=torch.int64), *grid())
         assert 0.15 <= float(kept.float().mean()) <= 0.35
+
+
+def test_untrained_modules_keep_the_grid_of_stride_4_when_nothing_else_decides() -> None:
+    module = AtpModules(replace(CONFIG, redundancy="none")).initialise(0)[0]
+    row, column = grid()
+    images = torch.zeros(576, dtype=torch.int64)
+    kept = module.keep_mask(torch.randn(576), torch.rand(576), images, row, column)
+    assert kept.tolist() == ((row % 4 == 0) & (column % 4 == 0)).tolist()
 
 
 def test_initialise_depends_on_the_seed_alone() -> None:

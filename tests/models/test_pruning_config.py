@@ -19,6 +19,7 @@ from atp_models.pruning_config import (
     read_pruning_config,
     write_pruning_config,
 )
+from atp_runtime.atp import REDUNDANCIES
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import PruningPoint
 from atp_runtime.pruning_rules import Atp
@@ -93,6 +94,7 @@ def test_a_file_that_names_the_layers_alone_takes_the_documented_defaults(tmp_pa
     assert config is not None
     assert (config.lambda_sample, config.strides, config.target_tokens) == (3.0, (2, 4, 8), 144)
     assert (config.lambda_target, config.lambda_atp) == (0.2, 0.05)
+    assert config.redundancy == "both"
     assert (config.min_keep, config.max_keep, config.positions) == (0, None, "original")
 
 
@@ -104,6 +106,8 @@ def test_a_file_that_names_the_layers_alone_takes_the_documented_defaults(tmp_pa
         ({"layers": "4,14"}, "layers"),
         ({"layres": [4]}, "layres"),
         ({"rule": "fastv"}, "fastv"),
+        ({"redundancy": "text"}, "redundancy"),
+        ({"redundancy": "none", "strides": []}, "nothing decides"),
         ({"normalisation": "softmax"}, "normalisation"),
         ({"positions": "packed"}, "positions"),
         ({"self_scores": "post_softmax"}, "self_scores"),
@@ -148,4 +152,7 @@ def test_the_device_s_rule_understands_every_parameter_and_defaults_alike() -> N
     assert check_parameters(PruningPoint(4, "atp", other.rule_parameters())) == Atp(
         lambda_sample=2.5, strides=(3, 7), normalisation="none", min_keep=2, max_keep=9
     )
+    for redundancy in REDUNDANCIES:
+        ablated = replace(config, redundancy=redundancy).rule_parameters()
+        assert check_parameters(PruningPoint(4, "atp", ablated)) == Atp(redundancy=redundancy)
     assert json.loads(json.dumps(parameters)) == parameters

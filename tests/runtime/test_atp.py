@@ -74,6 +74,23 @@ def test_redundancy_is_the_mean_of_both_scores_with_text_and_self_alone_without(
     assert redundancy_scores(s_self, s_cross, has_text=False).tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("how", "with_text", "without"),
+    [
+        ("both", [0.25, 0.75], [0.0, 1.0]),
+        ("self", [0.0, 1.0], [0.0, 1.0]),
+        ("cross", [0.5, 0.5], [0.0, 1.0]),
+        ("none", [-np.inf, -np.inf], [-np.inf, -np.inf]),
+    ],
+)
+def test_redundancy_is_made_of_the_scores_that_are_asked_for(
+    how: str, with_text: list[float], without: list[float]
+) -> None:
+    scores = np.array([0.0, 1.0]), np.array([0.5, 0.5])
+    assert redundancy_scores(*scores, has_text=True, how=how).tolist() == with_text
+    assert redundancy_scores(*scores, has_text=False, how=how).tolist() == without
+
+
 def test_spatial_scores_take_the_sparsest_grid_of_a_24_by_24_photo() -> None:
     row, column = np.divmod(np.arange(576), 24)
     spatial = spatial_scores(row, column, lambda_sample=3.0, strides=(2, 4, 8))
@@ -92,9 +109,9 @@ def test_spatial_scores_are_0_for_a_feature_without_a_place_even_on_a_grid_of_st
     assert spatial_scores(row, column, lambda_sample=0.5, strides=(1,)).tolist() == [0.0, 0.5]
 
 
-def test_spatial_scores_are_0_without_grids() -> None:
+def test_spatial_scores_are_below_every_threshold_without_grids() -> None:
     row, column = np.divmod(np.arange(16), 4)
-    assert not spatial_scores(row, column, lambda_sample=3.0, strides=()).any()
+    assert set(spatial_scores(row, column, lambda_sample=3.0, strides=())) == {-np.inf}
 
 
 def test_features_are_the_documented_statistics() -> None:

@@ -31,6 +31,7 @@ from atp_runtime.selection import (
     Selectors,
     VisualTokens,
     check_parameters,
+    keeps_all,
 )
 
 PREFIX = "points.0."
@@ -127,6 +128,12 @@ def oracle_threshold(features: list[float], tensors: dict[str, np.ndarray], head
     return 1 / (1 + math.exp(-logit))
 
 
+def oracle_redundancy(own: float, cross: float, has_text: bool, made_of: str) -> float:
+    if made_of == "self" or not has_text:
+        return own
+    return cross if made_of == "cross" else (own + cross) / 2
+
+
 def oracle_spatial(row: int, column: int, strides: list[int], lambda_sample: float) -> float:
     for stride in sorted(strides, reverse=True):
         if row >= 0 and row % stride == 0 and column % stride == 0:
@@ -150,11 +157,17 @@ def oracle_image(
     theta_s = oracle_threshold(features, tensors, "spatial")
     ranked = []
     for at, member in enumerate(members):
-        red = (scaled[at] + cross[at]) / 2 if prompt.has_text else scaled[at]
-        place = int(visual.row[member]), int(visual.column[member])
-        spatial = oracle_spatial(*place, options["strides"], options["lambda_sample"])
-        kept = red > theta_r or spatial > theta_s
-        ranked.append((not kept, -max(red - theta_r, spatial - theta_s), member))
+        above = []
+        made_of = options.get("redundancy", "both")
+        if made_of != "none":
+            red = oracle_redundancy(scaled[at], cross[at], prompt.has_text, made_of)
+            above.append(red - theta_r)
+        if options["strides"]:
+            place = int(visual.row[member]), int(visual.column[member])
+            spatial = oracle_spatial(*place, options["strides"], options["lambda_sample"])
+            above.append(spatial - theta_s)
+        kept = any(margin > 0 for margin in above)
+        ranked.append((not kept, -max(above), member))
     ranked.sort()
     count = sum(1 for dropped, *_ in ranked if not dropped)
     count = max(min(count, options["max_keep"]), options["min_keep"])
@@ -162,13 +175,21 @@ def oracle_image(
 
 
 @pytest.mark.parametrize("batch", range(4))
-def test_atp_keeps_what_the_rule_says_when_read_in_plain_loops(batch: int) -> None:
+@pytest.mark.parametrize(
+    "ablation",
+    [{}, {"redundancy": "self"}, {"redundancy": "cross"}, {"redundancy": "none"}, {"strides": []}],
+    ids=["atp", "self only", "cross only", "spatial only", "redundancy only"],
+)
+def test_atp_keeps_what_the_rule_says_when_read_in_plain_loops(
+    batch: int, ablation: dict[str, Any]
+) -> None:
     outcomes = set()
     for seed in range(50 * batch, 50 * batch + 50):
         prompt, tensors = random_prompt(seed), module_tensors(seed)
         options = {"strides": [2, 4], "lambda_sample": 3.0, "min_keep": 0, "max_keep": 1000}
         if seed % 4 == 0:
             options |= {"min_keep": seed % 9, "max_keep": seed % 9 + 3, "strides": [2, 3, 5]}
+        options |= ablation
         found = selector("atp", options, tensors)(
             prompt.scores_self, prompt.scores_cross, prompt.has_text, prompt.visual
         )
@@ -298,11 +319,19 @@ def test_a_selection_has_no_note_when_it_dropped_tokens() -> None:
     assert ask("top_k", {"keep": 1}, [3, 9, 4]).note is None
 
 
-def test_a_note_names_the_image_when_there_are_several() -> None:
+def test_a_note_names_the_image_counted_from_1_when_there_are_several() -> None:
     visual = joined(photo(rows=1, columns=2), photo(before=2, rows=1, columns=4, image=1))
     scores = np.arange(6, dtype=np.float32)
     chosen = selector("top_k", {"keep": 2})(scores, scores, True, visual)
-    assert chosen.note == "image 0: all 2 tokens stay: top_k keeps up to 2"
+    assert chosen.note == "image 1: all 2 tokens stay: top_k keeps up to 2"
+
+
+def test_notes_of_several_images_are_joined_in_their_order() -> None:
+    visual = joined(*(photo(before=2 * n, rows=1, columns=2, image=n) for n in range(3)))
+    scores = np.arange(6, dtype=np.float32)
+    note = selector("keep_all", {})(scores, scores, True, visual).note
+    all_stay = "all 2 tokens stay: the rule is keep_all"
+    assert note == "; ".join(f"image {number}: {all_stay}" for number in (1, 2, 3))
 
 
 def test_a_selection_says_so_when_no_visual_token_is_left() -> None:
@@ -343,6 +372,8 @@ def test_what_text_scores_is_not_looked_at() -> None:
         ("atp", {"strides": 2}, "strides"),
         ("atp", {"lambda_sample": math.nan}, "lambda_sample"),
         ("atp", {"normalisation": "softmax"}, "min_max"),
+        ("atp", {"redundancy": "text"}, "both, self, cross, none"),
+        ("atp", {"redundancy": "none", "strides": []}, "no criterion"),
         ("atp", {"min_keep": -1}, "min_keep"),
         ("atp", {"min_keep": 5, "max_keep": 4}, "max_keep"),
         ("atp", {"min_keep": 2.5}, "min_keep"),
@@ -374,6 +405,40 @@ def test_cross_scores_are_not_looked_at_when_no_text_follows() -> None:
     found = choose(own, cross, False, photo())
     assert found.diagnostics == choose(own, np.zeros_like(cross), False, photo()).diagnostics
     assert found.diagnostics != choose(own, cross, True, photo()).diagnostics
+
+
+@pytest.mark.parametrize("redundancy", ["both", "self", "cross", "none"])
+def test_atp_says_so_when_it_should_judge_by_cross_scores_and_no_text_follows(
+    redundancy: str,
+) -> None:
+    choose = selector("atp", {"redundancy": redundancy}, module_tensors(8))
+    own, cross = np.random.default_rng(8).random((2, 36), dtype=np.float32)
+    note = "no text follows the image, so its tokens are judged by their self scores"
+    assert (choose(own, cross, False, photo()).note == note) == (redundancy == "cross")
+    assert choose(own, cross, True, photo()).note is None
+
+
+def test_a_bundle_that_does_not_name_the_redundancy_means_both() -> None:
+    own, cross = np.random.default_rng(8).random((2, 36), dtype=np.float32)
+    found, expected = (
+        selector("atp", parameters, module_tensors(8))(own, cross, True, photo()).kept.tolist()
+        for parameters in ({"strides": []}, {"strides": [], "redundancy": "both"})
+    )
+    assert found == expected
+    for other in ("self", "cross"):
+        parameters = {"strides": [], "redundancy": other}
+        chosen = selector("atp", parameters, module_tensors(8))(own, cross, True, photo())
+        assert chosen.kept.tolist() != expected
+
+
+def test_the_thresholds_are_the_same_whatever_the_redundancy_is_made_of() -> None:
+    own, cross = np.random.default_rng(8).random((2, 36), dtype=np.float32)
+    found = set()
+    for redundancy in ("both", "self", "cross", "none"):
+        choose = selector("atp", {"redundancy": redundancy}, module_tensors(8))
+        measured = choose(own, cross, True, photo()).diagnostics[0]
+        found.add((measured["theta_r"], measured["theta_s"]))
+    assert len(found) == 1
 
 
 def test_normalisation_none_holds_raw_scores_against_the_thresholds() -> None:
@@ -453,3 +518,15 @@ def test_a_bundle_s_points_find_their_modules_in_its_weights_file(tmp_path: Path
 def test_a_bundle_without_the_weights_its_rule_needs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no weights"):
         Selectors.open(tmp_path, manifest(None))
+
+
+def test_rules_are_known_to_keep_all_when_none_of_them_ever_drops_a_token() -> None:
+    def selectors(*rules: tuple[str, dict[str, Any]]) -> Selectors:
+        points = [PruningPoint(at, name, given) for at, (name, given) in enumerate(rules)]
+        return Selectors(points, {})
+
+    assert keeps_all(selectors())
+    assert keeps_all(selectors(("keep_all", {}), ("keep_all", {"min_keep": 3})))
+    assert not keeps_all(selectors(("keep_all", {}), ("keep_all", {"max_keep": 3})))
+    assert not keeps_all(selectors(("keep_all", {}), ("top_k", {"ratio": 1.0})))
+    assert not keeps_all(lambda _point, _own, _cross, _text, visual: Selection(visual.row >= 0))

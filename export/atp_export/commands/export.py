@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -30,9 +31,10 @@ def run(options: argparse.Namespace) -> int:
         dialect=options.dialect,
         prune_at=options.prune_at,
         dense=options.dense,
+        redundancy=options.redundancy,
         max_tokens=options.max_tokens,
-        command=options.command,
     )
+    job = replace(job, command=options.command)
     if options.dry_run:
         return _dry_run(job, as_json=options.json)
     reporter = make_reporter(quiet=options.quiet or options.json)
