@@ -1,7 +1,9 @@
 """The part of a conversation that the decoder's caches hold.
 
-A prompt is run from where it begins to differ from what was run before. The caches grow in
-steps, so that a conversation of any length takes only the memory it needs.
+A prompt is run from where it begins to differ from what was run before. Where nothing is pruned
+that holds for the first prompt of a conversation, too: what an earlier one left is what a fresh
+context would compute. The caches grow in steps, so that a conversation of any length takes only
+the memory it needs.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.errors import InputError
 from atp_runtime.history import History
 from atp_runtime.manifest import Manifest
-from atp_runtime.selection import FloatArray, SelectTokens
+from atp_runtime.selection import FloatArray, SelectTokens, keeps_all
 
 CAPACITY_STEP = 256
 
@@ -30,8 +32,8 @@ class ImageFeatures:
     """What the decoder gets of an image.
 
     Attributes:
-        number: Tells the image from all others of the conversation, also from those of turns
-            that failed.
+        number: Tells the image from all others of the session, also from those of turns that
+            failed.
         values: T [tokens, hidden].
     """
 
@@ -57,12 +59,12 @@ class Prefill:
 
 
 class Context:
-    """Runs the prompts and answers of one conversation.
+    """Runs the prompts and answers of one conversation after another.
 
     Args:
         manifest: The bundle's.
         embedding: Its embedding table.
-        decoder: Its decoder, whose caches the conversation takes over.
+        decoder: Its decoder, whose caches it takes over.
     """
 
     def __init__(
@@ -74,6 +76,12 @@ class Context:
         self._decoder = decoder
         decoder.reset()
         self._history = History(decoder.state)
+        self._begun = False
+
+    def restart(self) -> None:
+        """Begins another conversation, with the caches as far as no rule has had a say in them."""
+        self._begun = False
+        self._decoder.rewind(self._history.cut(self._history.unpruned()))
 
     def check_fits(self, ids: Sequence[int]) -> None:
         """Makes sure that the model has positions for a prompt.
@@ -116,7 +124,9 @@ class Context:
         """
         placeholder = self._vision.image_token_id
         keys = self._keys(ids, images)
-        reused = self._history.reusable(keys)
+        whole = keeps_all(select)
+        # What an earlier conversation left is not pruned; a rule that prunes starts afresh.
+        reused = self._reusable(keys) if whole or self._begun else 0
         self._decoder.rewind(self._history.cut(reused))
         new = ids[reused:]
         first_image = ids[:reused].count(placeholder) // self._vision.tokens
@@ -126,7 +136,8 @@ class Context:
         hidden = self._embedding.splice(new, stacked, placeholder)
         self._decoder.grow(self._capacity(len(ids) + max_new_tokens))
         result = self._decoder.prefill(hidden, chunk, select)
-        self._history.prefilled(keys[reused:], self._decoder.state)
+        self._history.prefilled(keys[reused:], self._decoder.state, whole=whole)
+        self._begun = True
         return Prefill(reused, chunk, result, self._decoder.state)
 
     def has_room(self) -> bool:
@@ -138,6 +149,13 @@ class Context:
         logits = self._decoder.decode(self._embedding.rows([token])[None])
         self._history.decoded(token)
         return logits
+
+    def _reusable(self, keys: Sequence[int]) -> int:
+        """As `History.reusable`, but images are run as a whole."""
+        reused = self._history.reusable(keys)
+        while reused > 0 and keys[reused] < 0 and keys[reused] == keys[reused - 1]:
+            reused -= 1
+        return reused
 
     def _keys(self, ids: Sequence[int], images: Sequence[ImageFeatures]) -> list[int]:
         """For `History`: visual tokens are told apart by their image, below all ids."""

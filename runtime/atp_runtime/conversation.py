@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
@@ -15,10 +14,10 @@ from atp_runtime.answer import Answer
 from atp_runtime.chat import ImagePart, Message, TextPart
 from atp_runtime.context import Context, ImageFeatures
 from atp_runtime.decoder import SegmentedDecoder
-from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.errors import InputError
 from atp_runtime.generation import GenerationOptions, ShowText, generate
 from atp_runtime.manifest import Manifest
+from atp_runtime.photo_memory import PhotoMemory
 from atp_runtime.prompt import PromptWriter
 from atp_runtime.selection import SelectTokens
 from atp_runtime.statistics import TurnTimes, turn_statistics
@@ -37,18 +36,20 @@ class Model:
         manifest: What they are.
         tokenizer: Text to ids and back.
         writer: Conversations to ids.
-        embedding: Ids to hidden states.
-        vision: Photos to image features.
+        vision: Image files to photos, and photos to image features.
+        memory: Those features, as long as the photo is in use.
         decoder: Hidden states to logits, with the caches.
+        context: Prompts to logits: the decoder and what its caches hold.
         select: Asked at every pruning point which visual tokens stay.
     """
 
     manifest: Manifest
     tokenizer: Tokenizer
     writer: PromptWriter
-    embedding: EmbeddingTable
     vision: VisionEncoder
+    memory: PhotoMemory
     decoder: SegmentedDecoder
+    context: Context
     select: SelectTokens
 
 
@@ -73,7 +74,7 @@ class Conversation:
     happen: the next one continues behind the last answer.
 
     Args:
-        model: Its decoder's caches are the conversation's until it ends.
+        model: Its context is the conversation's until it ends.
         system: The system prompt; None leaves it to the chat template.
 
     Raises:
@@ -86,8 +87,8 @@ class Conversation:
             model.writer.check_text(system, "the system prompt")
             self._transcript = self._transcript.add("system", system)
         self._model = model
-        self._context = Context(model.manifest, model.embedding, model.decoder)
-        self._image_numbers = count()
+        self._context = model.context
+        self._context.restart()
         self._ended = False
 
     def end(self) -> None:
@@ -163,8 +164,7 @@ class Conversation:
             )
 
     def _with_photos(self, asked: _Transcript, photos: Sequence[Photo]) -> _Transcript:
-        encode = self._model.vision.encode
-        features = (ImageFeatures(next(self._image_numbers), encode(photo)) for photo in photos)
+        features = map(self._model.memory.features, photos)
         return replace(
             asked,
             photos=(*asked.photos, *photos),

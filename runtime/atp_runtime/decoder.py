@@ -8,6 +8,7 @@ their own, while the position is one for all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
@@ -63,7 +64,13 @@ class SegmentedDecoder:
     Raises:
         InputError: A graph cannot be loaded.
         MachineError: There is not enough memory.
+
+    Attributes:
+        scorer: Says whom the scorers ask in a prefill, from its visual tokens and the number of
+            all. May be replaced, to prune by another rule.
     """
+
+    scorer: Callable[[VisualTokens, int], Scorer]
 
     def __init__(self, bundle: Bundle, backend: Backend, capacity: int) -> None:
         manifest = bundle.manifest
@@ -87,6 +94,7 @@ class SegmentedDecoder:
         self._space = self._workspace(1)
         self._position = 0
         self._calls: list[StageCall] = []
+        self.scorer = Scorer.for_sequence
 
     def __enter__(self) -> SegmentedDecoder:
         """Returns itself; `close` is called at the end of the block."""
@@ -206,7 +214,7 @@ class SegmentedDecoder:
         for segment in self._segments:
             going, stage = going[keep], segment.stage
             inputs = {"hidden_states": flow, **space.write_sequence(keep, self._position + going)}
-            scorer = Scorer.for_sequence(visual, len(going))
+            scorer = self.scorer(visual, len(going))
             if stage.pruning:
                 inputs |= space.write_scorer(scorer)
             outputs = space.outputs(segment.number, stage, len(going))

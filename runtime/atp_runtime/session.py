@@ -14,11 +14,13 @@ from atp_runtime.answer import Answer
 from atp_runtime.backends import Backend, open_backend
 from atp_runtime.bundle import Bundle
 from atp_runtime.chat import ChatTemplate
+from atp_runtime.context import Context
 from atp_runtime.conversation import Conversation, ImageSources, Model
 from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.errors import InputError
 from atp_runtime.generation import GenerationOptions, ShowText
+from atp_runtime.photo_memory import PhotoMemory
 from atp_runtime.prompt import PromptWriter
 from atp_runtime.selection import Selectors
 from atp_runtime.tokenizer import Tokenizer
@@ -53,13 +55,15 @@ class Session:
             loaded.callback(vision.close)
             decoder = SegmentedDecoder(bundle, backend, _LEAST_CAPACITY)
             loaded.callback(decoder.close)
+            embedding = EmbeddingTable.open(bundle)
             self.model = Model(
                 bundle.manifest,
                 tokenizer,
                 PromptWriter(template, tokenizer, bundle.manifest.vision),
-                EmbeddingTable.open(bundle),
                 vision,
+                PhotoMemory(vision.encode),
                 decoder,
+                Context(bundle.manifest, embedding, decoder),
                 Selectors.open(bundle.root, bundle.manifest),
             )
             self._loaded = loaded.pop_all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,6 +42,14 @@ class Scorer:
             none = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
             return cls(weights, *none, has_text=False)
         return cls(weights, rows, np.full(len(rows), 1 / len(rows), np.float32), has_text=True)
+
+    def last_row(self) -> Scorer:
+        """The same, but of the text only the last token is asked (FastV, arXiv 2403.06764)."""
+        return replace(
+            self,
+            text_rows=self.text_rows[-1:],
+            text_weights=np.full(1, self.has_text, dtype=np.float32),
+        )
 
 
 class Workspace:

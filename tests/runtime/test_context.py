@@ -15,7 +15,7 @@ from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import PruningPoint
-from atp_runtime.selection import Selection, VisualTokens
+from atp_runtime.selection import Selection, Selectors, VisualTokens
 from atp_runtime.vision import VisionEncoder
 
 IMAGE, FEATURES = 504, 16
@@ -33,6 +33,9 @@ def keep_every_second(
     _point: PruningPoint, _self: np.ndarray, _cross: np.ndarray, _text: bool, visual: VisualTokens
 ) -> Selection:
     return Selection(np.arange(len(visual)) % 2 == 0)
+
+
+DENSE = Selectors([PruningPoint(layer, "keep_all", {}) for layer in (1, 2, 3)], {})
 
 
 @dataclass
@@ -154,6 +157,74 @@ def test_image_is_run_again_when_it_is_another_at_the_same_place(loaded: Loaded)
     expected = loaded.context().prefill(longer, loaded.images[1:2], keep_all, max_new_tokens=4)
     assert other.reused == 0
     np.testing.assert_array_equal(other.result.logits, expected.result.logits)
+
+
+def test_unpruned_image_serves_another_question_of_the_same_conversation(
+    loaded: Loaded, model: LlavaForConditionalGeneration
+) -> None:
+    context = loaded.context()
+    context.prefill([1, *PHOTO, *TEXT, 7, 8], loaded.images[:1], DENSE, max_new_tokens=4)
+    other = [1, *PHOTO, *TEXT, 9, 10, 11]
+    found = context.prefill(other, loaded.images[:1], DENSE, max_new_tokens=4)
+    assert (found.reused, len(found.chunk)) == (1 + FEATURES + len(TEXT), 3)
+    expected = reference(model, other, loaded.images[:1])
+    np.testing.assert_allclose(found.result.logits, expected, atol=1e-4)
+
+
+def test_unpruned_image_serves_another_conversation_as_a_fresh_context_would(
+    loaded: Loaded, model: LlavaForConditionalGeneration
+) -> None:
+    shared, prompts = [1, *PHOTO, 5], ([21, 22], [23], [24, 25, 26], [21, 22])
+    context = loaded.context()
+    for place, question in enumerate(prompts):
+        context.restart()
+        ids = [*shared, *question]
+        found = context.prefill(ids, loaded.images[:1], DENSE, max_new_tokens=4)
+        assert found.reused == (0 if place == 0 else len(shared))
+        expected = reference(model, ids, loaded.images[:1])
+        np.testing.assert_allclose(found.result.logits, expected, atol=1e-4)
+        fed = context.feed(30 + place)
+        expected = reference(model, [*ids, 30 + place], loaded.images[:1])
+        np.testing.assert_allclose(fed, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("first", ["dense", "pruned"])
+@pytest.mark.parametrize("second", ["dense", "pruned"])
+def test_next_conversation_finds_what_a_fresh_context_would_whatever_the_rules(
+    loaded: Loaded, first: str, second: str
+) -> None:
+    rules = {"dense": DENSE, "pruned": keep_every_second}
+    ids = [1, *PHOTO, *TEXT]
+    context = loaded.context()
+    context.prefill(ids, loaded.images[:1], rules[first], max_new_tokens=4)
+    for token in (7, 8):
+        context.feed(token)
+    context.restart()
+    # Its beginning is all that the first conversation had, the answer included.
+    longer = [*ids, 7, 8, 9]
+    found = context.prefill(longer, loaded.images[:1], rules[second], max_new_tokens=4)
+    fresh = loaded.context().prefill(longer, loaded.images[:1], rules[second], max_new_tokens=4)
+    both_dense = (first, second) == ("dense", "dense")
+    assert found.reused == (len(ids) + 2 if both_dense else 0)
+    assert found.state == fresh.state
+    np.testing.assert_allclose(found.result.logits, fresh.result.logits, atol=1e-5)
+
+
+def test_conversation_that_prunes_goes_on_after_one_that_did_not(loaded: Loaded) -> None:
+    context, ids = loaded.context(), [1, *PHOTO, *TEXT]
+    context.prefill(ids, loaded.images[:1], DENSE, max_new_tokens=4)
+    context.restart()
+    context.prefill(ids, loaded.images[:1], keep_every_second, max_new_tokens=4)
+    context.feed(7)
+    later = context.prefill([*ids, 7, 8], loaded.images[:1], keep_every_second, max_new_tokens=4)
+    assert later.reused == len(ids) + 1
+
+
+def test_image_is_run_as_a_whole_when_the_prompt_ends_with_it(loaded: Loaded) -> None:
+    context = loaded.context()
+    context.prefill([1, *PHOTO, 5], loaded.images[:1], DENSE, max_new_tokens=4)
+    found = context.prefill([1, *PHOTO], loaded.images[:1], DENSE, max_new_tokens=4)
+    assert (found.reused, len(found.chunk.visual())) == (1, FEATURES)
 
 
 def test_generated_placeholder_is_not_taken_for_an_image(loaded: Loaded) -> None:

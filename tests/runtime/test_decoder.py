@@ -22,6 +22,7 @@ from atp_runtime.decoder_results import DecoderState, PrefillResult
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import Manifest, PruningPoint, read_manifest
 from atp_runtime.selection import Selection, VisualTokens
+from atp_runtime.workspace import Scorer
 
 CAPACITY = 40
 LAYERS = ((0, 2), (2, 3), (3, 5))
@@ -212,6 +213,29 @@ def test_prefill_passes_the_scores_of_the_whole_sequence(
     decoder.prefill(hidden, chunk_of(images), select)
     for actual, wanted in zip(select.scores, expected, strict=True):
         close(actual, wanted)
+
+
+def test_prefill_asks_the_rows_that_another_scorer_names(decoder: SegmentedDecoder) -> None:
+    """These scores are linear, so those of two rows are the mean of each one's."""
+    images, hidden = [TEXT, IMAGE, IMAGE, TEXT, TEXT], hidden_of(4, 5)
+
+    def cross(rows: slice) -> np.ndarray:
+        def scorer(visual: VisualTokens, tokens: int) -> Scorer:
+            asked = Scorer.for_sequence(visual, tokens)
+            rest = asked.text_rows[rows]
+            weights = np.full(len(rest), 1 / len(rest), dtype=np.float32)
+            return Scorer(asked.visual_weights, rest, weights, asked.has_text)
+
+        select = ForcedSelection([[True, False], [True]])
+        decoder.reset()
+        decoder.scorer = scorer
+        decoder.prefill(hidden, chunk_of(images), select)
+        decoder.scorer = Scorer.for_sequence
+        return select.scores[0][1]
+
+    last, before = cross(slice(1, 2)), cross(slice(0, 1))
+    assert np.abs(last - before).max() > 0.1
+    close(cross(slice(0, 2)), (last + before) / 2)
 
 
 @pytest.mark.parametrize(

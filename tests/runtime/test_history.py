@@ -70,6 +70,53 @@ def test_prefill_is_run_again_when_the_same_prompt_comes_twice() -> None:
     assert history_of(("abc", (3, 1), "")).reusable(keys("abc")) == 0
 
 
+def whole_history(*prefills: tuple[str, str]) -> History:
+    """As `history_of`, with rules that drop nothing."""
+    history, state = History(START), START
+    for prompt, answer in prefills:
+        state = after_prefill(state, len(prompt), (len(prompt),) * 2)
+        history.prefilled(keys(prompt), state, whole=True)
+        for letter in answer:
+            history.decoded(ord(letter))
+            state = after_prefill(state, 1, (1, 1))
+    return history
+
+
+def test_whole_prefill_is_reused_up_to_the_difference() -> None:
+    history = whole_history(("abcd", "xy"))
+    assert history.reusable(keys("abqd")) == 2
+    assert history.cut(2) == DecoderState(2, (2, 2))
+    assert history.reusable(keys("abcd")) == 2
+
+
+def test_whole_prefills_can_be_cut_again_and_again() -> None:
+    history = whole_history(("abcd", "xy"), ("efgh", "z"))
+    assert history.cut(8) == DecoderState(8, (8, 8))
+    assert history.cut(7) == DecoderState(7, (7, 7))
+    assert history.cut(5) == DecoderState(5, (5, 5))
+    assert history.cut(0) == START
+
+
+def test_pruned_prefill_before_a_whole_one_is_still_run_as_a_whole() -> None:
+    history, pruned = History(START), DecoderState(3, (3, 1))
+    history.prefilled(keys("abc"), pruned)
+    history.prefilled(keys("def"), after_prefill(pruned, 3, (3, 3)), whole=True)
+    assert history.reusable(keys("abcdex")) == 5
+    assert history.cut(5) == DecoderState(5, (5, 3))
+    assert history.reusable(keys("abxdex")) == 0
+
+
+def test_unpruned_are_the_tokens_before_the_first_pruned_prefill() -> None:
+    assert History(START).unpruned() == 0
+    assert history_of(("abc", (3, 1), "x")).unpruned() == 0
+    history = whole_history(("abc", "xy"))
+    assert history.unpruned() == 5
+    history.prefilled(keys("def"), DecoderState(8, (8, 6)))
+    history.decoded(ord("z"))
+    assert history.unpruned() == 5
+    assert history.cut(5) == DecoderState(5, (5, 5))
+
+
 def test_answer_begins_at_the_prefills_end_when_the_prompt_repeats_just_the_prefill() -> None:
     history = history_of(("abc", (3, 1), "xyz"))
     assert history.reusable(keys("abcd")) == 3
@@ -78,7 +125,10 @@ def test_answer_begins_at_the_prefills_end_when_the_prompt_repeats_just_the_pref
 
 @dataclass(frozen=True)
 class Cell:
-    """A token of the naive model: which prefill it came in with, and the state behind it."""
+    """A token of the naive model: which pruned prefill it came in with, and the state behind it.
+
+    It belongs to none if it was decoded, or came in with a whole prefill.
+    """
 
     key: int
     prefill: int | None
@@ -107,9 +157,9 @@ class HistoryMachine(RuleBasedStateMachine):
     @rule(
         repeated=st.integers(0, 12),
         added=st.lists(st.integers(0, 2), min_size=1, max_size=5),
-        kept=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+        kept=st.tuples(st.integers(0, 5), st.integers(0, 5)) | st.none(),
     )
-    def ask(self, repeated: int, added: list[int], kept: tuple[int, int]) -> None:
+    def ask(self, repeated: int, added: list[int], kept: tuple[int, int] | None) -> None:
         prompt = [cell.key for cell in self.cells[:repeated]] + added
         reused = self.history.reusable(prompt)
         same = [cell.key == key for cell, key in zip(self.cells, prompt, strict=False)]
@@ -122,6 +172,12 @@ class HistoryMachine(RuleBasedStateMachine):
         assert self.history.cut(reused) == (self.cells[reused - 1].state if reused else START)
         del self.cells[reused:]
         new = prompt[reused:]
+        if kept is None:
+            before = self.state
+            for place, key in enumerate(new, 1):
+                self.cells.append(Cell(key, None, after_prefill(before, place, (place, place))))
+            self.history.prefilled(new, self.state, whole=True)
+            return
         state = after_prefill(self.state, len(new), [min(count, len(new)) for count in kept])
         self.prefills += 1
         self.history.prefilled(new, state)

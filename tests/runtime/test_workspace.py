@@ -40,8 +40,22 @@ def test_scorer_weighs_nothing_when_there_are_no_visual_tokens() -> None:
     assert not asked.has_text
 
 
+def test_scorer_asks_the_last_token_alone_when_only_the_last_row_is_wanted() -> None:
+    asked = scorer([TEXT, 0, TEXT, 0, TEXT, TEXT])
+    last = asked.last_row()
+    assert (last.text_rows.tolist(), last.text_weights.tolist()) == ([5], [1])
+    assert last.visual_weights.tolist() == asked.visual_weights.tolist()
+    assert last.has_text
+
+
+def test_scorer_still_weighs_nothing_when_the_last_row_is_no_text() -> None:
+    last = scorer([TEXT, 0]).last_row()
+    assert (last.text_rows.tolist(), last.text_weights.tolist()) == ([0], [0])
+    assert not last.has_text
+
+
 def test_scorer_has_the_dtypes_of_the_stage_contract() -> None:
-    for asked in (scorer([0, TEXT]), scorer([TEXT])):
+    for asked in (scorer([0, TEXT]), scorer([TEXT]), scorer([0, TEXT]).last_row()):
         dtypes = [asked.visual_weights.dtype, asked.text_rows.dtype, asked.text_weights.dtype]
         assert dtypes == [np.float32, np.int64, np.float32]
 

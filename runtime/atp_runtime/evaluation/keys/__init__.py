@@ -1,0 +1,1 @@
+"""Answer keys: how the answer to a question is read and marked, by benchmark."""
