@@ -190,6 +190,21 @@ def test_soft_mask_is_the_larger_of_both_criteria() -> None:
         assert float(mask[token]) == pytest.approx(max(by_rule), abs=1e-6)
 
 
+def test_margins_follow_thresholds_that_were_predicted_from_other_tokens() -> None:
+    module, own, cross, _ = random_margins(4)
+    row, column = grid()
+    some = own > own.median()
+
+    thresholds = module.thresholds(own[some], cross[some])
+    margins = module.margins(own, cross, row, column, thresholds=thresholds)
+
+    off_grid = (row % 2 == 1) | (column % 2 == 1)
+    red = (normalise(own) + normalise(cross)) / 2
+    expected = torch.maximum(red - thresholds[0], -thresholds[1])
+    torch.testing.assert_close(margins[off_grid], expected[off_grid])
+    assert not torch.equal(margins, module.margins(own, cross, row, column))
+
+
 def test_a_batch_of_prompts_is_scored_like_one_by_one() -> None:
     module = random_modules(3)[0]
     own, cross = torch.randn(4, 3, 36), torch.rand(4, 3, 36)

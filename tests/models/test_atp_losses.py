@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atp_models.atp_losses import atp_loss, mean_tokens, target_loss
+from atp_models.atp_losses import atp_loss, mean_tokens, module_levels, target_loss
 
 LAYERS = {"layers": (4, 14, 24), "depth": 32, "tokens": 576}
 
@@ -40,6 +40,34 @@ def test_atp_loss_weighs_later_modules_more() -> None:
     counts = torch.tensor([288.0, 144.0, 72.0])
     loss = atp_loss(counts, levels=(1, 2, 3), tokens=576)
     assert float(loss) == 0.5 * 1 + 0.25 * 2 + 0.125 * 3
+
+
+def test_mean_tokens_and_atp_loss_take_prompts_of_different_length() -> None:
+    counts, tokens = torch.tensor([[200.0, 50.0]]), torch.tensor([576.0, 144.0])
+    mean = mean_tokens(counts, layers=(8,), depth=32, tokens=tokens)
+    assert mean.tolist() == [(8 * 576 + 24 * 200) / 32, (8 * 144 + 24 * 50) / 32]
+    loss = atp_loss(counts, levels=(1.0,), tokens=tokens)
+    torch.testing.assert_close(loss, torch.tensor([200 / 576, 50 / 144]))
+
+
+@pytest.mark.parametrize("points", [1, 3, 6])
+def test_module_levels_rise_evenly_to_one(points: int) -> None:
+    levels = module_levels(points)
+    assert levels == tuple(sorted(levels))
+    assert levels[-1] == 1
+    assert sum(levels) == pytest.approx((points + 1) / 2)
+
+
+def test_the_target_holds_against_the_token_count_at_every_module_of_the_paper() -> None:
+    counts = torch.tensor([100.0, 50.0, 20.0], requires_grad=True)
+    mean = mean_tokens(counts, **LAYERS)
+    loss = 0.2 * target_loss(mean, target=144, tokens=576)
+    loss = loss + 0.01 * atp_loss(counts, levels=module_levels(3), tokens=576)
+    loss.backward()
+    assert counts.grad is not None
+    # Below the target the sum still pulls upwards, also at the last module.
+    assert float(mean.detach()) < 144
+    assert (counts.grad < 0).all()
 
 
 def test_losses_pull_every_module_s_count_down_by_the_layers_it_feeds() -> None:

@@ -13,9 +13,10 @@ from PIL import Image
 from atp_models.demo.data.samples import Sample, Source, too_few
 from atp_models.demo.parts import FLUENT_ARTWORK, NOTO_ARTWORK, Part
 from atp_models.demo.scenes.artwork import Artwork
+from atp_models.demo.scenes.captions import captions
 from atp_models.demo.scenes.drawing import draw
 from atp_models.demo.scenes.layout import make_scene
-from atp_models.demo.scenes.questions import KINDS, listing, questions
+from atp_models.demo.scenes.questions import KINDS, questions
 
 _TRAINING_SCENES = 3000
 _TRAINING_MOST = 3  # questions of a kind about one scene
@@ -45,7 +46,7 @@ class _Scenes:
 
 @dataclass(frozen=True)
 class TrainingScenes(_Scenes):
-    """Up to three questions of each kind about every scene, and a listing of its pictures."""
+    """Up to three questions of each kind about every scene, and its captions."""
 
     def samples(
         self, archive: Path, *, images: int | None = None, questions: int | None = None
@@ -55,7 +56,7 @@ class TrainingScenes(_Scenes):
         scenes = _TRAINING_SCENES if images is None else images
         everything: list[Sample] = []
         for number in range(scenes):
-            everything += _asked(self.split, number, _TRAINING_MOST, with_listing=True)
+            everything += _asked(self.split, number, _TRAINING_MOST, with_captions=True)
         if questions is not None and questions > len(everything):
             raise too_few(questions, len(everything))
         return everything[:questions]
@@ -82,7 +83,7 @@ class HeldOutScenes(_Scenes):
         wanted = self.questions if questions is None else questions
         pool: dict[str, list[Sample]] = defaultdict(list)
         for number in range(scenes):
-            for sample in _asked(self.split, number, _TEST_MOST, with_listing=False):
+            for sample in _asked(self.split, number, _TEST_MOST, with_captions=False):
                 pool[sample.question.kind].append(sample)
         shares = equal_shares(wanted, {kind: len(pool[kind]) for kind in KINDS})
         if questions is not None and sum(shares.values()) < questions:
@@ -95,9 +96,9 @@ class HeldOutScenes(_Scenes):
         return sorted(chosen, key=lambda sample: sample.image)
 
 
-def _asked(split: int, number: int, most: int, *, with_listing: bool) -> list[Sample]:
+def _asked(split: int, number: int, most: int, *, with_captions: bool) -> list[Sample]:
     scene = make_scene(split, number)
-    asked = questions(scene, most) + ([listing(scene)] if with_listing else [])
+    asked = questions(scene, most) + (captions(scene) if with_captions else [])
     return [Sample(number, question, len(scene.items)) for question in asked]
 
 

@@ -22,7 +22,7 @@ _BORDER = 10  # pixels that a centre keeps from the lines of the three by three 
 _APART = 36  # pixels between two centres
 _LARGER = 1.3  # ratio of two sizes
 _COLOURED_ODDS = 8.0  # of a coloured noun against another's
-_BAND = 84  # pixels of height that are read as one line
+_REACH = 0.25  # of its side, how far another picture may reach into a cell
 _ROWS = ("top", "", "bottom")
 _COLUMNS = ("left", "", "right")
 
@@ -32,7 +32,7 @@ class Question:
     """One question.
 
     Attributes:
-        kind: One of `KINDS`, or "list".
+        kind: One of `KINDS`, or of `atp_models.demo.scenes.captions`.
         text: In English.
         answer: In lower case.
     """
@@ -53,7 +53,7 @@ def place(item: Item) -> str | None:
         if near_first or near_last:
             return None
         cells.append(int(cell))
-    return f"{_ROWS[cells[0]]} {_COLUMNS[cells[1]]}".strip() or "centre"
+    return cell_name((cells[0], cells[1]))
 
 
 def _single(scene: Scene) -> list[Item]:
@@ -62,18 +62,35 @@ def _single(scene: Scene) -> list[Item]:
     return [item for item in scene.items if times[item.picture.name] == 1]
 
 
+def cell_of(item: Item) -> tuple[int, int]:
+    """Row and column of the item's centre on a three by three board."""
+    return int(item.y * 3 / SIDE), int(item.x * 3 / SIDE)
+
+
+def cell_name(cell: tuple[int, int]) -> str:
+    """What a cell of the board is called."""
+    return f"{_ROWS[cell[0]]} {_COLUMNS[cell[1]]}".strip() or "centre"
+
+
 def _what(scene: Scene, _rng: np.random.Generator) -> list[Question]:
-    """Of cells with one centre in them; another picture may reach in from across the line."""
-    cells: dict[tuple[int, int], int] = Counter(
-        (int(item.y * 3 / SIDE), int(item.x * 3 / SIDE)) for item in scene.items
-    )
+    """Of cells with one centre in them, and little of any other picture."""
     asked = []
     for item in scene.items:
         where = place(item)
-        if where and cells[int(item.y * 3 / SIDE), int(item.x * 3 / SIDE)] == 1:
+        others = [other for other in scene.items if other is not item]
+        if where and not any(_reaches_into(cell_of(item), other) for other in others):
             at = f"in the {where}" if where == "centre" else f"at the {where}"
             asked.append(Question("what", f"What is {at}?", item.picture.name))
     return asked
+
+
+def _reaches_into(cell: tuple[int, int], item: Item) -> bool:
+    depth = []
+    for number, middle in zip(cell, (item.y, item.x), strict=True):
+        first, last = number * SIDE / 3, (number + 1) * SIDE / 3
+        near, far = middle - item.size / 2, middle + item.size / 2
+        depth.append(min(far, last) - max(near, first))
+    return min(depth) > _REACH * item.size
 
 
 def _where(scene: Scene, _rng: np.random.Generator) -> list[Question]:
@@ -192,12 +209,3 @@ def questions(scene: Scene, most: int) -> list[Question]:
         candidates = ask(scene, rng)
         asked += [candidates[i] for i in rng.permutation(len(candidates))[:most]]
     return [asked[i] for i in rng.permutation(len(asked))]
-
-
-def listing(scene: Scene) -> Question:
-    """The question for everything: the pictures' names in reading order, joined by commas.
-
-    A training task only: it makes a model look everywhere.
-    """
-    ordered = sorted(scene.items, key=lambda item: (item.y // _BAND, item.x))
-    return Question("list", "List the pictures.", ", ".join(i.picture.name for i in ordered))

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atp_models.demo.scenes.layout import SIDE, Item, Scene, make_scene
-from atp_models.demo.scenes.questions import KINDS, Question, listing, questions
-from atp_models.demo.scenes.vocabulary import NAMES, PICTURES, countable, plural
+from atp_models.demo.scenes.questions import KINDS, Question, questions
+from atp_models.demo.scenes.vocabulary import NAMES, countable, plural
 
 numbers = st.integers(0, 1_000_000)
 splits = st.integers(0, 3)
@@ -121,6 +121,17 @@ def test_nothing_is_asked_that_needs_a_ruler(split: int, number: int) -> None:
         elif question.kind == "larger":
             small, large = sorted(item.size for item in nouns)
             assert large >= 1.3 * small
+        elif question.kind == "what":
+            place = question.text.removeprefix("What is ")[7:-1].split()
+            top = 224 if "bottom" in place else 0 if "top" in place else 112
+            left = 224 if "right" in place else 0 if "left" in place else 112
+            (asked,) = (i for i in scene.items if 0 <= i.x - left < 112 and 0 <= i.y - top < 112)
+            for other in (item for item in scene.items if item is not asked):
+                deep = [
+                    min(v + other.size / 2, first + 112) - max(v - other.size / 2, first)
+                    for v, first in ((other.x, left), (other.y, top))
+                ]
+                assert min(deep) <= other.size / 4
 
 
 @settings(deadline=None)
@@ -186,10 +197,3 @@ def test_existence_of_no_noun_can_be_guessed_from_its_name_alone(
     assert len(shares) > 10
     assert min(shares) > 0.15
     assert max(shares) < 0.85
-
-
-def test_listing_reads_the_pictures_like_lines_of_text() -> None:
-    dog, owl, key = (p for p in PICTURES if p.name in {"dog", "owl", "key"})
-    items = (Item(key, 60, 300, 40), Item(owl, 200, 50, 40), Item(dog, 40, 70, 40))
-    question = listing(Scene((0, 0), "plain", items))
-    assert question == Question("list", "List the pictures.", "dog, owl, key")

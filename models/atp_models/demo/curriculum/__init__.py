@@ -1,0 +1,1 @@
+"""How the demo's deltas are trained: a warm-up of the projector, then stages of `atp-train`."""

@@ -1,0 +1,118 @@
+"""The stages of the demo's training, each a run of `atp-train` on what the one before left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Sets of `atp_models.demo.data`, written to directories of their names.
+SCENES, EASY, VALIDATION = "scenes-train", "easy-vqa-train", "scenes-validation"
+EASY_IMAGES = 1200
+"""Of easy-VQA's 4,000; each has about ten questions."""
+SEED = 0
+_PACK = 64  # more than any image has questions
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of `atp-train`.
+
+    Attributes:
+        name: Of the directory it makes.
+        most_pictures: Scenes with more pictures come later: what "the dog" and "at the top"
+            mean is learnt where little else could be meant.
+        easy_vqa: Whether easy-VQA's questions are asked, too.
+        stride: Of the grid of visual tokens that enter, in dense training.
+        steps: Of the optimiser.
+        rows: Per step.
+        learning_rate: Of LoRA and projector.
+        target_tokens: Visual tokens averaged over all layers; None trains without pruning.
+    """
+
+    name: str
+    most_pictures: int
+    easy_vqa: bool
+    stride: int
+    steps: int
+    rows: int
+    learning_rate: float
+    target_tokens: int | None = None
+
+    def arguments(self, checkpoint: Path, data: Path, work: Path) -> list[str]:
+        """What `atp-train` is told.
+
+        Args:
+            checkpoint: To begin with.
+            data: See `write_stage_data`.
+            work: Holds the data sets and gets the result, `work / name`.
+        """
+        how = {
+            "--mode": "lora",
+            "--learning-rate": self.learning_rate,
+            "--max-steps": self.steps,
+            "--batch-size": self.rows,
+            "--seed": SEED,
+            "--validation-data": work / "validation.json",
+            "--images": work,
+            "--cache-features": work / "features",
+        }
+        if self.target_tokens is None:
+            how |= {"--pack": _PACK, "--visual-tokens-stride": self.stride}
+        else:
+            how |= {"--target-tokens": self.target_tokens}
+        options = [word for name, value in how.items() for word in (name, str(value))]
+        dense = ["--dense"] if self.target_tokens is None else []
+        return [str(checkpoint), str(data), str(work / self.name), *options, *dense]
+
+
+STAGES = (
+    Stage("1-few-pictures", 3, False, stride=2, steps=150, rows=5, learning_rate=8e-4),
+    Stage("2-more-pictures", 6, False, stride=2, steps=200, rows=5, learning_rate=8e-4),
+    Stage("3-all-pictures", 12, True, stride=2, steps=900, rows=6, learning_rate=8e-4),
+    Stage("4-all-tokens", 12, True, stride=1, steps=80, rows=6, learning_rate=2e-4),
+    Stage(
+        "5-pruned",
+        12,
+        True,
+        stride=1,
+        steps=300,
+        rows=8,
+        learning_rate=2e-4,
+        target_tokens=144,
+    ),
+)
+
+
+def write_stage_data(stage: Stage, work: Path) -> Path:
+    """Writes the records that a stage learns from, `work / name.json`.
+
+    Args:
+        stage: The stage.
+        work: Holds the data sets.
+    """
+    chosen = [r for r in _records(work, SCENES) if r["objects"] <= stage.most_pictures]
+    if stage.easy_vqa:
+        chosen += _records(work, EASY)
+    return _write(work / f"{stage.name}.json", chosen)
+
+
+def write_validation_data(work: Path) -> Path:
+    """Writes the records that every stage is validated with, `work / "validation.json"`."""
+    return _write(work / "validation.json", list(_records(work, VALIDATION)))
+
+
+def _records(work: Path, name: str) -> Iterator[dict[str, Any]]:
+    """A set's records, their image paths beginning at `work`."""
+    records = json.loads((work / name / f"{name}.json").read_text(encoding="utf-8"))
+    for record in records:
+        yield {**record, "image": f"{name}/{record['image']}"}
+
+
+def _write(file: Path, records: list[dict[str, Any]]) -> Path:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(records), encoding="utf-8")
+    partial.replace(file)
+    return file
