@@ -38,6 +38,14 @@ demo: setup
     @echo "== 4. ask without a photo"
     {{bin}}/atp-run {{bundle}} "What is the capital of France?" --stats
 
+# Train the demo's projector, LoRA and pruning modules again (hours on a CPU; resumes)
+train-demo: setup
+    {{bin}}/python -m atp_models.demo.curriculum {{out}}/training
+
+# Measure every published score of the demo again (hours on a CPU; resumes)
+reproduce *arguments: setup
+    {{bin}}/python -m tests.benchmarks.reproduce {{arguments}}
+
 # Run the quick tests (about 10 minutes on two cores)
 test: setup
     {{bin}}/python -m pytest -m "not slow"

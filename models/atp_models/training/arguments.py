@@ -63,6 +63,8 @@ def training_arguments(
         "dataloader_num_workers": min(_WORKERS, (os.cpu_count() or 1) // 2),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "bf16": torch.cuda.is_available(),
+        # Said aloud, or Transformers refuses bf16 there.
+        "use_cpu": not torch.accelerator.is_available(),
     }
     try:
         arguments = TrainingArguments(**{**defaults, **options.arguments, **fixed})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,9 @@ def train_demo(
 
 def _run(name: str, words: Sequence[str], work: Path) -> None:
     arguments = work / "arguments.json"
-    half = str(_dtype() == "bfloat16").lower()
-    arguments.write_text(f'{{"bf16": {half}}}\n', encoding="utf-8")
+    # Validation runs all 576 tokens, question by question: once, when the stage ends.
+    settings = {"bf16": _dtype() == "bfloat16", "eval_strategy": "no"}
+    arguments.write_text(json.dumps(settings), encoding="utf-8")
     code = atp_train([*words, "--dtype", _dtype(), "--training-arguments", str(arguments)])
     if code:
         raise CheckFailedError(

@@ -1,0 +1,1 @@
+"""`just reproduce`: every score that the project publishes of its demo, measured again."""
