@@ -21,6 +21,7 @@ from atp_models.atp import FILE_NAME as MODULES
 from atp_models.atp import AtpModules
 from atp_models.checkpoint import Checkpoint, check_tensors
 from atp_models.pruning_config import PruningConfig
+from atp_models.training.packed_attention import NAME as ATTENTION
 from atp_models.training.packing import PatchGrid
 from atp_runtime.errors import InputError
 
@@ -81,7 +82,7 @@ def load_llava(path: Path, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     """All weights, in evaluation mode, with attention that takes a mask of numbers."""
     with quiet_transformers():
         model = LlavaForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+            path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
         )
     return model.eval()
 

@@ -21,6 +21,7 @@ from transformers import LlavaForConditionalGeneration
 from atp_models.atp import AtpModules
 from atp_models.atp_losses import atp_loss, mean_tokens, module_levels, target_loss
 from atp_models.training.masking import ALIVE, point_mask
+from atp_models.training.packed_attention import NAME as PACKED
 from atp_models.training.packing import PatchGrid
 from atp_models.training.rows import UNSUPERVISED, TokenBatch
 from atp_models.training.scoring import BatchScores, batch_scores, watch_projections
@@ -31,8 +32,8 @@ class SoftDecoder(nn.Module):
     """A LLaVA and its ATP modules, as they are trained.
 
     Args:
-        llava: With attention "sdpa" or "eager". Which of its weights are trained is the caller's
-            business.
+        llava: With attention "atp_packed", "sdpa" or "eager". Which of its weights are trained is
+            the caller's business.
         modules: None trains without any pruning.
         grid: Where an image's features lie.
         drop_below: Visual tokens whose mask fell below it are dropped from there on; 0 drops
@@ -59,7 +60,7 @@ class SoftDecoder(nn.Module):
         self.register_buffer("_grid_row", grid.row, persistent=False)
         self.register_buffer("_grid_column", grid.column, persistent=False)
         self._attention: str = llava.model.language_model.config._attn_implementation  # noqa: SLF001
-        if self._attention not in ("sdpa", "eager"):
+        if self._attention not in (PACKED, "sdpa", "eager"):
             raise ValueError(f"attention {self._attention!r} takes no soft mask")
         depth = len(llava.model.language_model.layers)
         if modules is not None and modules.config.layers and modules.config.layers[-1] >= depth:
@@ -163,11 +164,13 @@ class SoftDecoder(nn.Module):
         return hidden.masked_scatter(visual.unsqueeze(2), chosen)
 
     def _run(self, layer: nn.Module, hidden: Tensor, state: SoftState) -> Tensor:
+        layout = state.layout if self._attention == PACKED else None
         # Without a mask "sdpa" is causal, by kernels that need no matrix; "eager" is not.
-        causal = state.is_causal and self._attention == "sdpa"
+        causal = state.is_causal and self._attention != "eager"
         left: Tensor = layer(
             hidden,
-            attention_mask=None if causal else state.bias.to(hidden.dtype),
+            attention_mask=None if causal or layout else state.bias.to(hidden.dtype),
+            packed_layout=layout,
             position_ids=state.batch.positions,
             position_embeddings=self._rotation(hidden, state),
             use_cache=False,

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from atp_models.training.packed_attention import PackedLayout
 from atp_models.training.rows import PREFIX, TokenBatch
 from atp_models.training.scoring import HIDDEN_KEY, log_mask
 
@@ -115,6 +116,12 @@ class SoftState:
         """
         fading = self.mask.requires_grad or bool((self.mask < 1).any())
         return not (fading or self.batch.packed)
+
+    @cached_property
+    def layout(self) -> PackedLayout | None:
+        """Of a row that is packed and alone; others are masked."""
+        alone = self.batch.packed and len(self.batch.blocks) == 1
+        return PackedLayout.of(self.batch.blocks[0]) if alone else None
 
     @cached_property
     def bias(self) -> Tensor:

@@ -18,6 +18,7 @@ from atp_models.atp import AtpModules
 from atp_models.pruning_config import PruningConfig
 from atp_models.random_checkpoint import write_random_checkpoint
 from atp_models.random_configs import tiny_config
+from atp_models.training.packed_attention import NAME as PACKED
 from atp_models.training.packing import PatchGrid
 from atp_models.training.rows import TokenRow, make_row
 
@@ -45,7 +46,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
     return make
 
 
-def load(checkpoint: Path, attention: str = "sdpa") -> LlavaForConditionalGeneration:
+def load(checkpoint: Path, attention: str = PACKED) -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration.from_pretrained(
         checkpoint, dtype=torch.float32, attn_implementation=attention
     )
