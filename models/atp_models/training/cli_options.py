@@ -191,10 +191,11 @@ def _add_data(group: Any) -> None:
     )
     group.add_argument(
         "--visual-tokens-stride",
-        type=_count,
+        type=_strides,
         default=defaults.visual_tokens_stride,
-        metavar="N",
-        help="with --dense: train on a uniform grid of the visual tokens (default: %(default)s)",
+        metavar="N[,N...]",
+        help="with --dense: train on uniform grids of the visual tokens; of several strides each "
+        "image draws one (default: 1, all tokens)",
     )
     group.add_argument(
         "--cache-features",
@@ -230,6 +231,10 @@ def _number(text: str, fits: Callable[[float], bool], wanted: str) -> float:
     if not fits(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
     return value
+
+
+def _strides(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
 
 
 def _layers(text: str) -> tuple[int, ...]:

@@ -145,7 +145,7 @@ def _check(job: TrainingJob) -> None:
         problem = "--dense trains no module, so --mode must be projector, lora or full"
     elif options.dense and options.fit_thresholds:
         problem = "--dense has no thresholds to fit"
-    elif not options.dense and (data.pack > 1 or data.visual_tokens_stride > 1):
+    elif not options.dense and (data.pack > 1 or data.visual_tokens_stride != (1,)):
         problem = "--pack and --visual-tokens-stride are for --dense training"
     elif options.fit_thresholds and options.mode != "modules":
         problem = "--fit-thresholds changes modules only, so it takes no other --mode"
@@ -178,7 +178,7 @@ def _key(
             "validation_limit": data.validation_limit,
             "max_length": data.max_length,
             "pack": data.pack,
-            "visual_tokens_stride": data.visual_tokens_stride,
+            "visual_tokens_stride": list(data.visual_tokens_stride),
             "cached_features": data.cache_features is not None,
         },
         "pruning": to_json(config),

@@ -51,7 +51,7 @@ class DataOptions:
         max_length: Rows are cut to so many tokens, between turns.
         pack: Conversations about the same images per row; more than 1 in dense training only.
         visual_tokens_stride: In dense training, each image enters with the tokens of a uniform
-            grid of this stride, at a random offset; 1 is all.
+            grid, at a random offset; its stride is one of these, at random. 1 is all tokens.
         cache_features: Folder for the vision tower's features; None computes them each time.
     """
 
@@ -62,7 +62,7 @@ class DataOptions:
     validation_file: Path | None = None
     max_length: int = 2048
     pack: int = 1
-    visual_tokens_stride: int = 1
+    visual_tokens_stride: tuple[int, ...] = (1,)
     cache_features: Path | None = None
 
 

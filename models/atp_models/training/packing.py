@@ -96,18 +96,19 @@ def keep_features(row: TokenRow, kept: Tensor) -> TokenRow:
     return row.at(stays.nonzero().flatten())
 
 
-def thin_batch(batch: TokenBatch, grid: PatchGrid, stride: int, offsets: Tensor) -> TokenBatch:
+def thin_batch(batch: TokenBatch, grid: PatchGrid, strides: Tensor, offsets: Tensor) -> TokenBatch:
     """Leaves of every image the visual tokens of a uniform grid; all keep their positions.
 
     Args:
         batch: With images.
         grid: Where their features lie, on the batch's device.
-        stride: Rows and columns between two tokens.
-        offsets: int64 [batch, 2], row and column of the first, below `stride`.
+        strides: int64 [batch], rows and columns between two tokens.
+        offsets: int64 [batch, 2], row and column of the first, below the stride.
     """
     patch = batch.features.clamp_min(0) % len(grid)
     row, column = grid.row[patch], grid.column[patch]
-    on_grid = (row % stride == offsets[:, :1]) & (column % stride == offsets[:, 1:])
+    each = strides.unsqueeze(1)
+    on_grid = (row % each == offsets[:, :1]) & (column % each == offsets[:, 1:])
     stays = (batch.features < 0) | (row < 0) | on_grid
     return batch.only(stays & (batch.blocks >= 0))[0]
 

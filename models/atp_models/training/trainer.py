@@ -62,11 +62,11 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
         train: ConversationDataset | None,
         validation: ConversationDataset | None,
         collator: Collator,
-        visual_tokens_stride: int = 1,
+        visual_tokens_stride: tuple[int, ...] = (1,),
     ) -> None:
         self._parts = parts
         self._decoder = decoder
-        self._stride = visual_tokens_stride
+        self._strides = visual_tokens_stride
         self.pruning = None if decoder.atp is None else decoder.atp.config
         self._noted: list[Tensor] = []
         self._last_temperature = math.inf
@@ -96,10 +96,8 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """The loss of a batch; see `Trainer.compute_loss`."""
         batch = batch_from(inputs)
-        if self._stride > 1:
-            batch = thin_batch(
-                batch, self._decoder.grid, self._stride, self._offsets(inputs["numbers"])
-            )
+        if self._strides != (1,):
+            batch = thin_batch(batch, self._decoder.grid, *self._grids(inputs["numbers"]))
         self._last_temperature = self.temperature()
         output: SoftOutput = model(batch, self._last_temperature)
         self._note(output, batch)
@@ -207,15 +205,20 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
         parts += list(output.counts.sum(1) / images)
         self._noted.append(torch.stack([part.detach().float() for part in parts]))
 
-    def _offsets(self, numbers: Tensor) -> Tensor:
-        """Where the grid of each row begins, int64 [batch, 2]; anew each step."""
-        drawn = []
+    def _grids(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Stride of each row's grid, int64 [batch], and where it begins, int64 [batch, 2].
+
+        They are drawn anew each step.
+        """
+        strides, offsets = [], []
         for number in numbers.tolist():
             generator = torch.Generator().manual_seed(
                 hash((self.args.seed, self.state.global_step, number)) % 2**63
             )
-            drawn.append(torch.randint(self._stride, (2,), generator=generator))
-        return torch.stack(drawn).to(numbers.device)
+            drawn = int(torch.randint(len(self._strides), (1,), generator=generator))
+            strides.append(self._strides[drawn])
+            offsets.append(torch.randint(strides[-1], (2,), generator=generator))
+        return torch.tensor(strides, device=numbers.device), torch.stack(offsets).to(numbers.device)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None

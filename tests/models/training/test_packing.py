@@ -136,7 +136,9 @@ def test_thinning_a_batch_is_leaving_tokens_out_of_its_rows(grid: PatchGrid) -> 
     rows = [row_of(3, 2, 5, answer=2), row_of(4, answer=1), row_of(2, 7, answer=3)]
     offsets = [(0, 1), (1, 1), (1, 0)]
 
-    thinned = thin_batch(make_batch(rows, FEATURES), grid, 2, torch.tensor(offsets))
+    thinned = thin_batch(
+        make_batch(rows, FEATURES), grid, torch.full((len(rows),), 2), torch.tensor(offsets)
+    )
 
     parts = [grid.subgrid(2, offset) for offset in offsets]
     left = [
