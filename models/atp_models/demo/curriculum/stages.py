@@ -76,8 +76,8 @@ class Stage:
 STAGES = (
     Stage("1-few-pictures", 3, False, steps=90, rows=5, learning_rate=1.5e-3, strides=(2,)),
     Stage("2-more-pictures", 6, False, steps=110, rows=5, learning_rate=1.2e-3, strides=(2,)),
-    Stage("3-all-pictures", 12, True, steps=100, rows=5, learning_rate=1e-3, strides=(1, 2, 3)),
-    Stage("4-pruned", 12, True, steps=24, rows=4, learning_rate=2e-4, target_tokens=144),
+    Stage("3-all-pictures", 12, True, steps=900, rows=5, learning_rate=1e-3, strides=(1, 2, 3)),
+    Stage("4-pruned", 12, True, steps=150, rows=4, learning_rate=2e-4, target_tokens=144),
 )
 
 
