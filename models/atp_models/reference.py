@@ -10,8 +10,7 @@ Everything is float32, one sequence at a time, on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlavaForConditionalGeneration
-from transformers.utils import logging as transformers_logging
 
+from atp_models.quiet import quiet_transformers
 from atp_models.reference_layers import ATTENTION, LayerRunner, LayerStep, Tokens
 
 
@@ -75,7 +74,7 @@ class LlavaReference:
     @classmethod
     def load(cls, checkpoint: Path) -> LlavaReference:
         """Loads the whole checkpoint directory in float32, 4 bytes per parameter."""
-        with _quiet():
+        with quiet_transformers():
             model = LlavaForConditionalGeneration.from_pretrained(
                 checkpoint,
                 dtype=torch.float32,
@@ -195,18 +194,3 @@ def see(model: Any, pixel_values: Tensor) -> VisionStep:
     """Runs the vision tower and the projector of a `LlavaModel`."""
     outputs = model.get_image_features(pixel_values, output_hidden_states=True)
     return VisionStep(tuple(outputs.hidden_states), torch.stack(tuple(outputs.pooler_output)))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Transformers' loading bars and remarks off the screen."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -27,14 +27,16 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, help="a Hugging Face LLaVA directory")
     parser.add_argument("data", type=Path, help="conversations: a JSON list or JSON Lines")
     parser.add_argument("out", type=Path, help="the directory to make")
-    _add_training(parser.add_argument_group("training"))
+    training = parser.add_argument_group("training")
+    _add_modes(training)
+    _add_learning(training)
     _add_pruning(parser.add_argument_group("pruning (default: pruning_config.json)"))
     _add_data(parser.add_argument_group("data"))
     add_output_options(parser)
     return parser
 
 
-def _add_training(group: Any) -> None:
+def _add_modes(group: Any) -> None:
     defaults = TrainingOptions()
     group.add_argument(
         "--mode",
@@ -56,6 +58,10 @@ def _add_training(group: Any) -> None:
         metavar="N",
         help="for --fit-thresholds (default: %(default)s)",
     )
+
+
+def _add_learning(group: Any) -> None:
+    defaults = TrainingOptions()
     group.add_argument(
         "--learning-rate",
         type=_positive,

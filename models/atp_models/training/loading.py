@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,13 @@ from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
 )
-from transformers.utils import logging as transformers_logging
 
 from atp_models.architecture import ModelSpec, read_architecture
 from atp_models.atp import FILE_NAME as MODULES
 from atp_models.atp import AtpModules
 from atp_models.checkpoint import Checkpoint, check_tensors
 from atp_models.pruning_config import PruningConfig
+from atp_models.quiet import quiet_transformers
 from atp_models.training.packed_attention import NAME as ATTENTION
 from atp_models.training.packing import PatchGrid
 from atp_runtime.errors import InputError
@@ -124,18 +122,3 @@ def load_modules(path: Path, config: PruningConfig, stored: PruningConfig | None
     if fits and (path / MODULES).is_file():
         return AtpModules.load(path / MODULES, config)
     return AtpModules(config).initialise()
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keeps Transformers' loading bars and remarks off the screen."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -117,8 +117,7 @@ def packed_attention(
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
     """[batch, heads, queries, head_dim]; query heads share key heads.
 
-    In plain products: on CPUs the fused kernels' backward pass takes three times as long for
-    sizes like these.
+    In plain products: on CPUs the fused kernels' backward pass is slower at sizes like these.
     """
     batch, heads, length, width = query.shape
     shape = (batch, key.shape[1], heads // key.shape[1] * length, width)

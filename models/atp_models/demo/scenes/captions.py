@@ -1,7 +1,6 @@
 """Whole scenes in words: training tasks that ask for everything at once.
 
-A question has an answer of two tokens; a caption's every token teaches something. With captions
-the decoder learns in hundreds of steps what takes it thousands from questions alone.
+An answer to a question has one or two tokens; of a caption every token teaches something.
 """
 
 from __future__ import annotations
