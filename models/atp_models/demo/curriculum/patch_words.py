@@ -1,9 +1,8 @@
 """What the patches of a scene show, said in the language model's own word embeddings.
 
 The projector begins as a dictionary: the feature of a patch becomes about the sum of the
-embeddings of its picture's noun, its colour, its size and its place. The decoder reads such
-tokens from the first step on, instead of learning over thousands of steps that features mean
-anything.
+embeddings of its picture's noun, its colour, its size and its place. The decoder
+then begins with tokens whose words it knows.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ NONE = -1
 SIZES = ("small", "large")
 _PATCH = SIDE // GRID
 
-# How loud each part is said. The noun is what most answers are made of; with less for the
-# place, "where" was not learnt, with none for the size, "larger" was slow.
+# How loud each part is said. The noun is what most answers are made of; the others are there so
+# that questions about them have something to read.
 _COLOUR, _PLACE, _SIZE, _NOTHING = 0.9, 0.8, 0.6, 0.5
 # Of a square picture's side, what surely shows it: artwork is seldom square.
 _CORE = 0.8

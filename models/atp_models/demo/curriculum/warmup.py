@@ -30,6 +30,7 @@ def warm_up(
     *,
     seed: int,
     report: Callable[[str], None],
+    steps: int = STEPS,
 ) -> float:
     """Fits the projector to the words of patches: squared distance, and telling words apart.
 
@@ -40,6 +41,7 @@ def warm_up(
         words: What to say.
         seed: Of the choice of patches.
         report: Called with a line of text now and then.
+        steps: Of the optimiser.
 
     Returns:
         The share of patches of the last twentieth of the scenes, not trained on, whose noun is
@@ -52,17 +54,17 @@ def warm_up(
     test = _Patches.gather(lambda n: features(last[n]), labels[-held_out:], generator)
     _standardise(projector, train.feature)
     optimiser = torch.optim.AdamW(projector.parameters(), lr=_LEARNING_RATE)
-    for step in range(STEPS):
-        rate = min(1, (step + 1) / _RISE) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+    for step in range(steps):
+        rate = min(1, (step + 1) / _RISE) * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimiser.param_groups[0]["lr"] = _LEARNING_RATE * rate
         at = torch.randint(len(train), (_BATCH,), generator=generator)
         loss = _loss(projector, train.at(at), words)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        if step % (STEPS // _REPORTS) == 0:
+        if step % (steps // _REPORTS) == 0:
             right = _accuracy(projector, test, words)
-            report(f"warm-up: step {step} of {STEPS}, loss {loss:.3f}, nouns {100 * right:.1f} %")
+            report(f"warm-up: step {step} of {steps}, loss {loss:.3f}, nouns {100 * right:.1f} %")
     return _accuracy(projector, test, words)
 
 
