@@ -26,16 +26,19 @@ setup:
     "{{bin}}/python" -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
     touch "$stamp"
 
-# Export a real checkpoint, ask about a real photo, show what was pruned
+# Export a real checkpoint, ask about drawn scenes and a real photo, show what was pruned
 demo: setup
     @echo "== 1. assemble a checkpoint from pretrained parts"
     {{bin}}/python -m atp_models.demo {{out}}/checkpoint
     @echo "== 2. compile it: segments cut at the pruning points, checked against PyTorch"
     {{bin}}/atp-export {{out}}/checkpoint {{bundle}} --precision fp32
-    @echo "== 3. ask about a photo, pruning between the segments"
+    @echo "== 3. draw scenes that it has not seen, and ask one question of each kind"
+    {{bin}}/python -m atp_models.demo.data scenes-test {{out}}/scenes --scenes 20 --questions 8
+    {{bin}}/python -m atp_models.demo.show {{bundle}} {{out}}/scenes/scenes-test.json --pictures {{out}}/pruned
+    @echo "== 4. ask about a photo, pruning between the segments"
     {{bin}}/atp-run {{bundle}} "What is on the table?" --image "$({{bin}}/python -c '{{photo}}')" \
         --max-new-tokens 24 --stats --show-pruning {{out}}/pruning.png
-    @echo "== 4. ask without a photo"
+    @echo "== 5. ask without a photo"
     {{bin}}/atp-run {{bundle}} "What is the capital of France?" --stats
 
 # Train the demo's projector, LoRA and pruning modules again (hours on a CPU; resumes)

@@ -113,14 +113,16 @@ def write_bundle(
     dense: bool,
     prune_at: Sequence[int] | None,
 ) -> None:
-    from atp_export.job import prepare_job
+    from atp_export.job import ExportOptions, prepare_job
     from atp_export.manifest_writer import write_manifest
     from atp_export.progress import QuietReporter
     from atp_export.stage_writer import StageWriter
     from atp_export.workspace import Workspace
 
     job = prepare_job(
-        checkpoint, bundle, precision=precision, dialect=dialect, prune_at=prune_at, dense=dense
+        checkpoint,
+        bundle,
+        ExportOptions(precision=precision, dialect=dialect, prune_at=prune_at, dense=dense),
     )
     with Workspace(bundle, job.key()).open() as workspace:
         StageWriter(job, workspace, QuietReporter()).write_all()

@@ -11,7 +11,7 @@ import torch
 
 from atp_export.graphs.dialects import DIALECTS
 from atp_export.graphs.vision import feature_layers, layer_prefix
-from atp_export.plan import DTYPE_NAMES
+from atp_export.plan import DTYPE_NAMES, HeadPlan
 from atp_export.signatures import (
     SCORER_INPUTS,
     SCORES,
@@ -82,16 +82,22 @@ class StageComposer:
             outputs |= dict(zip(SCORES, scores, strict=True))
         return builder.finish({"hidden_states_out": hidden, **outputs})
 
-    def head(self) -> StageGraph:
+    def head(self, plan: HeadPlan) -> StageGraph:
         """Final norm and LM head on the last position."""
-        signature = head_signature(self.spec, self._dtype)
-        builder = StageBuilder("head", signature, opset=self._opset)
+        signature = head_signature(self.spec, self._dtype, plan.rows)
+        builder = StageBuilder(plan.name, signature, opset=self._opset)
         sources = {
             "norm.weight": "model.language_model.norm.weight",
             "lm_head.weight": EMBEDDING if self.spec.text.tied_embeddings else HEAD,
         }
         inputs = [builder.inputs["hidden_states"]]
-        (logits,) = builder.call(self._pieces.head, inputs, label="", sources=sources)
+        (logits,) = builder.call(
+            self._pieces.head(plan.rows),
+            inputs,
+            label="",
+            sources=sources,
+            first_rows={"lm_head.weight": plan.first},
+        )
         return builder.finish({"logits": logits})
 
 

@@ -15,7 +15,7 @@ def print_bundle(manifest: Manifest, console: Console) -> None:
     origin, vision = manifest.provenance, manifest.vision
     _say(
         console,
-        f"{origin.model}: {manifest.precision}, {manifest.dialect} (opset {manifest.opset}), "
+        f"{origin.model}: {manifest.precision}, {_dialects(manifest)}, "
         f"{vision.tokens} visual tokens on a {vision.grid[0]} x {vision.grid[1]} grid\n",
     )
     tensors = tensor_table({stage.name: stage for stage in manifest.stages})
@@ -27,6 +27,11 @@ def print_bundle(manifest: Manifest, console: Console) -> None:
         _say(console, origin.notice, style="yellow")
 
 
+def _dialects(manifest: Manifest) -> str:
+    opsets = {manifest.dialect: manifest.opset, **manifest.other_dialects}
+    return " and ".join(f"{name} (opset {opset})" for name, opset in opsets.items())
+
+
 def _say(console: Console, text: str, style: str | None = None) -> None:
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
@@ -34,7 +39,8 @@ def _say(console: Console, text: str, style: str | None = None) -> None:
 def _stages(manifest: Manifest) -> Table:
     rows = []
     for stage in manifest.stages:
-        size = sum(manifest.files[name].bytes for name in (stage.graph, *stage.data))
+        files = (stage.graph, *stage.other_graphs.values(), *stage.data)
+        size = sum(manifest.files[name].bytes for name in files)
         layers = layer_range(stage.layers if stage.kind == "segment" else None)
         rows.append((stage.name, layers, megabytes(size), pruning(stage.pruning)))
     total = megabytes(sum(record.bytes for record in manifest.files.values()))

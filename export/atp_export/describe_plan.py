@@ -16,11 +16,12 @@ def print_plan(plan: ExportPlan, footprint: Footprint, console: Console) -> None
     """Prints what an export would make and what it would need."""
     text, vision = plan.spec.text, plan.spec.vision
     height, width = vision.image_size
+    dialects, longest = " and ".join(plan.dialects), plan.axes["tokens"].maximum
     heads = f"{text.heads} heads ({text.kv_heads} of keys and values)"
     lines = (
         f"tower    {vision.family}, {width} x {height} pixels, {vision.tokens} visual tokens",
         f"decoder  {text.layers} layers of {text.hidden}, {heads}, vocabulary {text.vocabulary}",
-        f"bundle   {plan.precision}, {plan.dialect}, up to {plan.axes['tokens'].maximum} tokens",
+        f"bundle   {plan.precision}, {dialects}, up to {longest} tokens",
     )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

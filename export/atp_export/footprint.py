@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from atp_export.engines.memory import RUNTIME_BYTES, build_bytes
 from atp_export.plan import ExportPlan, SegmentPlan
 from atp_models.architecture import ModelSpec
 
 # Python, torch, Transformers and the exporter, without any weight: measured on x86-64 Linux.
 EXPORTER_BYTES = 900 * 2**20
-# TensorRT's documentation and field reports: building takes 3 to 4 times the parameter bytes.
-BUILD_FACTOR = 4
-# Python, NumPy, ONNX Runtime or TensorRT and its CUDA context, without any weight.
-RUNTIME_BYTES = 600 * 2**20
 # What the system keeps of a module's unified memory: kernel, services, no desktop.
 SYSTEM_BYTES = 1200 * 2**20
 
@@ -95,7 +92,7 @@ def predict_footprint(plan: ExportPlan) -> Footprint:
     tokens = min(text.max_positions, spec.vision.tokens + 1024)
     run = embedding + sum(stage.weight_bytes for stage in stages)
     run += cache * tokens + _activation_bytes(spec, tokens, width) + RUNTIME_BYTES
-    build = BUILD_FACTOR * max(stage.weight_bytes for stage in stages) + RUNTIME_BYTES
+    build = build_bytes(max(stage.weight_bytes for stage in stages))
     # One tensor is being read and converted (twice its bytes at most in FP32) and one written.
     export = EXPORTER_BYTES + 3 * max(math.prod(s) for s in spec.tensor_shapes().values()) * 4
     return Footprint(
@@ -111,7 +108,8 @@ def predict_footprint(plan: ExportPlan) -> Footprint:
 
 def _stages(plan: ExportPlan, sizes: dict[str, int]) -> tuple[StageFootprint, ...]:
     vision = _sum(sizes, "model.vision_tower.", "model.multi_modal_projector.")
-    head = _sum(sizes, "model.language_model.norm.", "lm_head.")
+    norm, head = _sum(sizes, "model.language_model.norm."), _sum(sizes, "lm_head.")
+    rows = plan.spec.text.vocabulary
     segments = (
         StageFootprint(segment.name, (segment.first, segment.last), _segment_bytes(segment, sizes))
         for segment in plan.segments
@@ -119,7 +117,7 @@ def _stages(plan: ExportPlan, sizes: dict[str, int]) -> tuple[StageFootprint, ..
     return (
         StageFootprint("vision", None, vision),
         *segments,
-        StageFootprint("head", None, head),
+        *(StageFootprint(it.name, None, norm + head * it.rows // rows) for it in plan.heads),
     )
 
 

@@ -68,30 +68,38 @@ class ExportJob:
         return work_key(self.fingerprint, hashes, plan, self.notice, package_versions())
 
 
-def prepare_job(
-    checkpoint_path: Path,
-    bundle: Path,
-    *,
-    precision: str,
-    dialect: str,
-    prune_at: Sequence[int] | None,
-    dense: bool,
-    redundancy: str | None = None,
-    max_tokens: int | None = None,
-) -> ExportJob:
-    """Opens and checks a checkpoint and decides the plan.
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `atp-export` is told besides its two directories.
 
-    Args:
-        checkpoint_path: A Hugging Face LLaVA directory.
-        bundle: The directory to make.
+    Attributes:
         precision: "fp32" or "fp16".
-        dialect: "portable" or "native".
+        dialect: "portable", "native" or "both".
         prune_at: Layers before which visual tokens are dropped; None takes those of the
             checkpoint's `pruning_config.json`, else the paper's fractions of the depth.
         dense: One segment and no pruning.
         redundancy: What S_red is made of, see `PruningConfig`; None takes what the checkpoint
             says. Modules trained otherwise are taken as they are, with a notice.
         max_tokens: Longest sequence; None is the model's own limit.
+        max_segment_bytes: See `make_plan`.
+    """
+
+    precision: str = "fp16"
+    dialect: str = "both"
+    prune_at: Sequence[int] | None = None
+    dense: bool = False
+    redundancy: str | None = None
+    max_tokens: int | None = None
+    max_segment_bytes: int | None = None
+
+
+def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> ExportJob:
+    """Opens and checks a checkpoint and decides the plan.
+
+    Args:
+        checkpoint_path: A Hugging Face LLaVA directory.
+        bundle: The directory to make.
+        options: What is wanted.
 
     Raises:
         InputError: The checkpoint cannot be used, or the options contradict it.
@@ -99,15 +107,17 @@ def prepare_job(
     checkpoint = Checkpoint.open(checkpoint_path)
     spec = read_architecture(checkpoint)
     check_tensors(checkpoint, spec)
-    stored = None if dense else _pruning_config(checkpoint_path, prune_at, spec.text.layers)
+    layers, redundancy = options.prune_at, options.redundancy
+    stored = None if options.dense else _pruning_config(checkpoint_path, layers, spec.text.layers)
     config = stored if redundancy is None else _ablated(stored, redundancy)
     plan = make_plan(
         spec,
         config,
-        precision=precision,
-        dialect=dialect,
+        precision=options.precision,
+        dialect=options.dialect,
         cut_at=config.layers if config else (),
-        max_tokens=max_tokens,
+        max_tokens=options.max_tokens,
+        max_segment_bytes=options.max_segment_bytes,
     )
     modules, notice = _modules(checkpoint_path, config, stored)
     notices = [text for text in (_card_notice(checkpoint_path), notice) if text]

@@ -10,11 +10,12 @@ PROCESSOR_DIRECTORY = "processor"
 PRUNING_FILE = "pruning/atp_modules.safetensors"
 PARITY_REPORT = "reports/parity.json"
 EXPORT_REPORT = "reports/export.json"
+CHECK_REPORT = "reports/check.json"
 
 
-def graph_file(stage: str) -> str:
-    """The ONNX file of a stage."""
-    return f"{GRAPH_DIRECTORY}/{stage}.onnx"
+def graph_file(stage: str, dialect: str = "") -> str:
+    """The ONNX file of a stage; of another dialect than the bundle's first, by its name."""
+    return f"{GRAPH_DIRECTORY}/{stage}{'.' if dialect else ''}{dialect}.onnx"
 
 
 def data_file(stage: str) -> str:

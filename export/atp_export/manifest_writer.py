@@ -30,7 +30,8 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
     for step in workspace.steps.values():
         files.update(step.files)
     stages = [step.stage for step in workspace.steps.values() if step.stage is not None]
-    order = ["vision", *(segment.name for segment in job.plan.segments), "head"]
+    segments, heads = job.plan.segments, job.plan.heads
+    order = ["vision", *(segment.name for segment in segments), *(head.name for head in heads)]
     manifest = Manifest(
         format=FORMAT,
         schema_version=SCHEMA_VERSION,
@@ -52,6 +53,7 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
             notice=job.notice,
         ),
         files=files,
+        other_dialects={name: DIALECTS[name].opset for name in job.plan.dialects[1:]},
     )
     write_atomically(workspace.root / MANIFEST_NAME, dump_manifest(manifest))
     return manifest

@@ -5,18 +5,24 @@ Read this file first: everything the exporter does follows an `ExportPlan`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 
-from atp_models.architecture import ModelSpec
+from atp_models.architecture import ModelSpec, TextSpec
 from atp_models.pruning_config import PruningConfig, check_layers
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import AxisRange, PruningPoint
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+BOTH_DIALECTS = ("portable", "native")
+HEAD_ROWS = 64
+"""What a part of the head is a multiple of: 256 bytes of float32 logits."""
+_FIRST_LAYER = "model.language_model.layers.0."
 # Names of dtypes in the manifest are NumPy's.
 DTYPE_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.int64: "int64"}
 
@@ -32,27 +38,48 @@ class SegmentPlan:
 
 
 @dataclass(frozen=True)
+class HeadPlan:
+    """The LM head's rows [first, last) of the vocabulary."""
+
+    name: str
+    first: int
+    last: int
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return self.last - self.first
+
+
+@dataclass(frozen=True)
 class ExportPlan:
     """All decisions of one export.
 
     Attributes:
         spec: The model.
         precision: "fp32" or "fp16".
-        dialect: "portable" or "native".
+        dialects: "portable", "native" or both; the first is what runs where any would do.
         segments: In the order they run; together they cover every layer once.
+        heads: Together they cover the vocabulary once.
         axes: Ranges of the named axes of the manifest.
     """
 
     spec: ModelSpec
     precision: str
-    dialect: str
+    dialects: tuple[str, ...]
     segments: tuple[SegmentPlan, ...]
+    heads: tuple[HeadPlan, ...]
     axes: dict[str, AxisRange]
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of weights, hidden states and caches."""
         return DTYPES[self.precision]
+
+    @property
+    def dialect(self) -> str:
+        """The first of `dialects`."""
+        return self.dialects[0]
 
     @property
     def prunes(self) -> bool:
@@ -68,6 +95,7 @@ def make_plan(
     dialect: str,
     cut_at: Sequence[int],
     max_tokens: int | None = None,
+    max_segment_bytes: int | None = None,
 ) -> ExportPlan:
     """Decides the segments.
 
@@ -75,12 +103,16 @@ def make_plan(
         spec: The model.
         config: How the points prune; None cuts without pruning (every token passes).
         precision: "fp32" or "fp16".
-        dialect: "portable" or "native".
+        dialect: "portable", "native" or "both".
         cut_at: Layers before which the decoder is cut, ascending; empty for one segment.
         max_tokens: Longest sequence the axes allow; None is the model's own limit.
+        max_segment_bytes: Segments with more weights than that are cut further, at layers where
+            nothing is pruned, and so is the head along the vocabulary: a device with little
+            memory can then build their engines.
 
     Raises:
-        InputError: A cut is outside the decoder, or `max_tokens` is beyond the model's limit.
+        InputError: A cut is outside the decoder, `max_tokens` is beyond the model's limit, or a
+            single layer has more than `max_segment_bytes`.
     """
     check_layers(tuple(cut_at), spec.text.layers)
     limit = spec.text.max_positions
@@ -92,26 +124,62 @@ def make_plan(
             fix=f"choose a number up to {limit}, or leave the option away.",
         )
     bounds = [0, *cut_at, spec.text.layers]
+    if max_segment_bytes is not None:
+        bounds = _split(bounds, max_segment_bytes, _layer_bytes(spec, DTYPES[precision]))
     segments = tuple(
-        SegmentPlan(
-            name=f"segment_{index}",
-            first=bounds[index],
-            last=bounds[index + 1],
-            pruning=_point(config, index, bounds[index + 1]) if index < len(cut_at) else None,
-        )
-        for index in range(len(bounds) - 1)
+        SegmentPlan(f"segment_{index}", first, last, _point(config, cut_at, last))
+        for index, (first, last) in enumerate(pairwise(bounds))
     )
-    return ExportPlan(spec, precision, dialect, segments, _axes(spec, longest))
+    dialects = BOTH_DIALECTS if dialect == "both" else (dialect,)
+    heads = _heads(spec.text, max_segment_bytes, DTYPES[precision])
+    return ExportPlan(spec, precision, dialects, segments, heads, _axes(spec, longest))
 
 
-def _point(config: PruningConfig | None, index: int, before_layer: int) -> PruningPoint | None:
-    if config is None:
+def _point(
+    config: PruningConfig | None, cut_at: Sequence[int], before_layer: int
+) -> PruningPoint | None:
+    if config is None or before_layer not in cut_at:
         return None
     return PruningPoint(
         before_layer=before_layer,
         rule=config.rule,
         parameters=config.rule_parameters(),
-        weights=f"points.{index}.",
+        weights=f"points.{cut_at.index(before_layer)}.",
+    )
+
+
+def _layer_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """Of one decoder layer's weights; all layers are alike."""
+    shapes = spec.tensor_shapes().items()
+    own = (math.prod(shape) for name, shape in shapes if name.startswith(_FIRST_LAYER))
+    return sum(own) * dtype.itemsize
+
+
+def _split(bounds: Sequence[int], most: int, layer: int) -> list[int]:
+    """Cuts segments into equal parts, as few as keep each below `most` bytes."""
+    if most < layer:
+        raise InputError(
+            f"--max-segment-bytes {most}",
+            why=f"one layer's weights are {layer} bytes, and a segment has at least one layer.",
+            fix=f"allow {layer} or more, or choose a precision with smaller weights.",
+        )
+    finer = [0]
+    for first, last in pairwise(bounds):
+        parts = -(-(last - first) // (most // layer))
+        finer += [first + (last - first) * part // parts for part in range(1, parts + 1)]
+    return finer
+
+
+def _heads(text: TextSpec, most: int | None, dtype: torch.dtype) -> tuple[HeadPlan, ...]:
+    row = text.hidden * dtype.itemsize
+    if most is None or text.vocabulary * row <= most:
+        return (HeadPlan("head", 0, text.vocabulary),)
+    # A part's logits begin where devices want an address: see `atp_runtime.backends.base`.
+    rows = max(1, most // (row * HEAD_ROWS)) * HEAD_ROWS
+    starts = range(0, text.vocabulary, rows)
+    return tuple(
+        HeadPlan(f"head_{index}", first, min(first + rows, text.vocabulary))
+        for index, first in enumerate(starts)
     )
 
 
@@ -131,7 +199,8 @@ def plan_summary(plan: ExportPlan) -> dict[str, Any]:
     """What identifies a plan: equal summaries of equal checkpoints give equal bundles."""
     return {
         "precision": plan.precision,
-        "dialect": plan.dialect,
+        "dialects": plan.dialects,
         "segments": [asdict(segment) for segment in plan.segments],
+        "heads": [asdict(head) for head in plan.heads],
         "axes": {name: asdict(axis) for name, axis in plan.axes.items()},
     }

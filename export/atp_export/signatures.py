@@ -57,11 +57,11 @@ def segment_signature(
     return Signature(tuple(inputs), tuple(outputs))
 
 
-def head_signature(spec: ModelSpec, dtype: str) -> Signature:
-    """Hidden states T [1, tokens, hidden] to the last position's logits [1, vocabulary]."""
+def head_signature(spec: ModelSpec, dtype: str, rows: int) -> Signature:
+    """Hidden states T [1, tokens, hidden] to `rows` of the last position's logits."""
     return Signature(
         (TensorSpec("hidden_states", dtype, (1, "tokens", spec.text.hidden)),),
-        (TensorSpec("logits", FLOAT, (1, spec.text.vocabulary)),),
+        (TensorSpec("logits", FLOAT, (1, rows)),),
     )
 
 
@@ -78,5 +78,5 @@ def plan_signatures(plan: ExportPlan) -> dict[str, Signature]:
         )
         for segment in plan.segments
     }
-    vision, head = vision_signature(spec, dtype), head_signature(spec, dtype)
-    return {"vision": vision, **segments, "head": head}
+    heads = {head.name: head_signature(spec, dtype, head.rows) for head in plan.heads}
+    return {"vision": vision_signature(spec, dtype), **segments, **heads}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class StageWeight:
         shape: As the graph uses it.
         dtype: As the graph uses it.
         transposed: The graph wants the checkpoint's [out, in] as [in, out].
+        first_row: Where in the checkpoint's tensor it begins, along the first axis.
     """
 
     name: str
@@ -43,6 +45,12 @@ class StageWeight:
     shape: tuple[int, ...]
     dtype: torch.dtype
     transposed: bool
+    first_row: int = 0
+
+    @property
+    def skipped_bytes(self) -> int:
+        """Bytes of the rows before `first_row`, in the graph's dtype."""
+        return self.first_row * self.dtype.itemsize * math.prod(self.shape[1:])
 
     @property
     def nbytes(self) -> int:
@@ -99,6 +107,7 @@ class StageBuilder:
         label: str,
         names: Mapping[str, str] = MappingProxyType({}),
         sources: Mapping[str, str] = MappingProxyType({}),
+        first_rows: Mapping[str, int] = MappingProxyType({}),
     ) -> tuple[ir.Value, ...]:
         """Adds a piece to the graph.
 
@@ -108,6 +117,7 @@ class StageBuilder:
             label: What its nodes' names begin with; may be empty.
             names: What its weights are called in the graph, where not as in the piece.
             sources: What they are called in the checkpoint, where not as in the graph.
+            first_rows: Of weights that are a part of the checkpoint's tensor, by their names.
 
         Returns:
             The values of its outputs.
@@ -119,8 +129,9 @@ class StageBuilder:
             source = sources.get(name, name)
             spec = TensorSpec(name, DTYPE_NAMES[weight.dtype], weight.shape)
             parameters.append(self._graph_input(spec))
+            row = first_rows.get(name, 0)
             self._weights.append(
-                StageWeight(name, source, weight.shape, weight.dtype, weight.transposed)
+                StageWeight(name, source, weight.shape, weight.dtype, weight.transposed, row)
             )
         node = ir.Node(
             DOMAIN,

@@ -50,7 +50,9 @@ class StageWriter:
 
     def __post_init__(self) -> None:
         plan = self.job.plan
-        self.composer = StageComposer(plan.spec, dialect=plan.dialect, dtype=plan.dtype)
+        self.composers = {
+            name: StageComposer(plan.spec, dialect=name, dtype=plan.dtype) for name in plan.dialects
+        }
         self.source = TensorSource(self.job.checkpoint, plan.spec)
         (self.workspace.root / GRAPH_DIRECTORY).mkdir(exist_ok=True)
 
@@ -58,15 +60,21 @@ class StageWriter:
         """Writes the small files, which may be refused, then embedding, vision, segments, head."""
         self._step("processor", self._write_processor)
         self._step("embedding", self._write_embedding)
-        self._step("vision", partial(self._write_stage, "vision", self.composer.vision))
+        vision = partial(self._write_stage, "vision", "vision", StageComposer.vision)
+        self._step("vision", vision)
         for segment in self.job.plan.segments:
             self._step(segment.name, partial(self._write_segment, segment))
-        self._step("head", partial(self._write_stage, "head", self.composer.head))
+        for head in self.job.plan.heads:
+            compose = partial(StageComposer.head, plan=head)
+            self._step(head.name, partial(self._write_stage, head.name, "head", compose))
 
     def _write_segment(self, segment: SegmentPlan) -> FinishedStep:
         name, layers, pruning = segment.name, (segment.first, segment.last), segment.pruning
-        compose = partial(self.composer.segment, name, *layers, scored=pruning is not None)
-        return self._write_stage(name, compose, layers=layers, pruning=pruning)
+
+        def compose(composer: StageComposer) -> StageGraph:
+            return composer.segment(name, *layers, scored=pruning is not None)
+
+        return self._write_stage(name, "segment", compose, layers=layers, pruning=pruning)
 
     def _step(self, name: str, write: Callable[[], FinishedStep]) -> None:
         if name in self.workspace.steps:
@@ -90,13 +98,15 @@ class StageWriter:
     def _write_stage(
         self,
         name: str,
-        compose: Callable[[], StageGraph],
+        kind: str,
+        compose: Callable[[StageComposer], StageGraph],
         *,
         layers: tuple[int, int] = (0, 0),
         pruning: PruningPoint | None = None,
     ) -> FinishedStep:
         with self.reporter.waiting(f"{name}: tracing"):
-            graph = compose()
+            graphs = {dialect: compose(made) for dialect, made in self.composers.items()}
+        graph = graphs[self.job.plan.dialect]
         own = [weight for weight in graph.weights if weight.source != EMBEDDING]
         placements, total = place(own)
         path = self.workspace.root / data_file(name)
@@ -106,29 +116,34 @@ class StageWriter:
             files[EMBEDDING_FILE] = self.workspace.steps["embedding"].files[EMBEDDING_FILE]
         stage = Stage(
             name=name,
-            kind="segment" if layers != (0, 0) else name,
+            kind=kind,
             graph=graph_file(name),
             data=tuple(files),
             inputs=graph.signature.inputs,
             outputs=graph.signature.outputs,
             layers=layers,
             pruning=pruning,
+            other_graphs={
+                dialect: graph_file(name, dialect) for dialect in self.job.plan.dialects[1:]
+            },
         )
-        files[stage.graph] = self._write_graph(stage.graph, graph, placements)
+        for dialect, made in graphs.items():
+            file = stage.other_graphs.get(dialect, stage.graph)
+            files[file] = self._write_graph(file, made, placements)
         return FinishedStep(stage, files)
 
     def _write_graph(
         self, file: str, graph: StageGraph, placements: Sequence[Placement]
     ) -> FileRecord:
         data = Path(data_file(graph.name)).name
-        locations = {p.weight.name: (data, p.offset) for p in placements}
-        if len(locations) < len(graph.weights):
+        locations = {p.weight: (data, p.offset) for p in placements}
+        for tied in (weight for weight in graph.weights if weight.source == EMBEDDING):
             # A tied head reads the embedding's own file, behind its .npy header.
             table = np.load(self.workspace.root / EMBEDDING_FILE, mmap_mode="r")
-            shared = (Path(EMBEDDING_FILE).name, int(table.offset))
-        else:
-            shared = ("", 0)
-        model = attach(graph, [locations.get(weight.name, shared) for weight in graph.weights])
+            offset = int(table.offset) + tied.skipped_bytes
+            locations[tied] = (Path(EMBEDDING_FILE).name, offset)
+        # Dialects differ in operators, not in weights: one that only another has is a KeyError.
+        model = attach(graph, [locations[weight] for weight in graph.weights])
         path = self.workspace.root / file
         path.write_bytes(ir.serde.serialize_model(model).SerializeToString())
         onnx.checker.check_model(str(path), full_check=True)

@@ -24,6 +24,7 @@ class TracedPieces:
         self.text = spec.text
         self.dialect = DIALECTS[dialect]
         self.dtype = dtype
+        self._heads: dict[int, Piece] = {}
 
     @cached_property
     def entry(self) -> Piece:
@@ -67,11 +68,13 @@ class TracedPieces:
         ]
         return self._trace(partial(AttentionScorer, self.dialect), arguments, ["self", "cross"])
 
-    @cached_property
-    def head(self) -> Piece:
-        """`Head`."""
-        arguments = [Argument("hidden_states", (1, "tokens", self.text.hidden), self.dtype)]
-        return self._trace(partial(Head, self.text, self.dialect), arguments, ["logits"])
+    def head(self, rows: int) -> Piece:
+        """`Head` over that many rows of the vocabulary."""
+        if rows not in self._heads:
+            arguments = [Argument("hidden_states", (1, "tokens", self.text.hidden), self.dtype)]
+            build = partial(Head, self.text, rows, self.dialect)
+            self._heads[rows] = self._trace(build, arguments, ["logits"])
+        return self._heads[rows]
 
     @cached_property
     def vision_entry(self) -> Piece:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from rich.console import Console
 
-from atp_export.job import prepare_job
+from atp_export.job import ExportOptions, prepare_job
 from atp_export.parity import ParityReport, render_tree, run_parity
 from atp_export.progress import Reporter
 from atp_models.checkpoint import Checkpoint
@@ -83,11 +83,12 @@ def _check_hashes(bundle: Bundle, reporter: Reporter) -> None:
 
 
 def _graph_problem(bundle: Bundle, stage: Stage) -> str | None:
-    """What the ONNX checker, shape inference included, has against a stage's graph."""
-    try:
-        onnx.checker.check_model(str(bundle.path(stage.graph)), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return " ".join(str(error).split())
+    """What the ONNX checker, shape inference included, has against a stage's graphs."""
+    for graph in (stage.graph, *stage.other_graphs.values()):
+        try:
+            onnx.checker.check_model(str(bundle.path(graph)), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            return f"{graph}: {' '.join(str(error).split())}"
     return None
 
 
@@ -106,11 +107,13 @@ def _parity(bundle: Bundle, checkpoint: Path, mode: str, reporter: Reporter) -> 
     job = prepare_job(
         checkpoint,
         bundle.root,
-        precision=manifest.precision,
-        dialect=manifest.dialect,
-        prune_at=_cuts(manifest) or None,
-        dense=not _cuts(manifest),
-        max_tokens=manifest.axes["tokens"].maximum,
+        ExportOptions(
+            precision=manifest.precision,
+            dialect="both" if manifest.other_dialects else manifest.dialect,
+            prune_at=_cuts(manifest) or None,
+            dense=not _cuts(manifest),
+            max_tokens=manifest.axes["tokens"].maximum,
+        ),
     )
     spec, plan = job.plan.spec, job.plan
     with reporter.waiting("comparing with PyTorch"):
@@ -118,7 +121,7 @@ def _parity(bundle: Bundle, checkpoint: Path, mode: str, reporter: Reporter) -> 
 
 
 def _cuts(manifest: Manifest) -> tuple[int, ...]:
-    return tuple(stage.layers[1] for stage in manifest.segments[:-1])
+    return tuple(stage.pruning.before_layer for stage in manifest.segments if stage.pruning)
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:

@@ -23,11 +23,14 @@ from atp_export.plan import DTYPE_NAMES
 from atp_export.stage_graph import IR_TYPES, StageGraph, StageWeight
 from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
+from atp_models.text_spec import HEAD
 from atp_runtime.errors import CheckFailedError
 from atp_runtime.manifest import FileRecord
 
 # Runtimes map weights into memory; a page is what they can map.
 ALIGNMENT = 4096
+# The only tensor of which a graph may use some rows alone; it is never transposed.
+_CUT = (HEAD,)
 # Small enough to be hashed from the processor's cache after it was written.
 BLOCK = 1 << 20
 
@@ -58,6 +61,8 @@ class TensorSource:
             stored = torch.tensor(self.spec.text.rope.inv_freq)
         else:
             stored = self.checkpoint.read(weight.source)
+            if weight.source in _CUT:
+                stored = stored[weight.first_row : weight.first_row + weight.shape[0]]
         tensor = stored.to(weight.dtype)
         # NaN and infinity show in the extremes, which take a tenth of the time of `isfinite`.
         if not bool(torch.isfinite(torch.stack(tensor.aminmax())).all()):

@@ -141,8 +141,8 @@ class Context:
         return Prefill(reused, chunk, result, self._decoder.state)
 
     def has_room(self) -> bool:
-        """Whether one more token fits the model's positions."""
-        return self._decoder.state.position < self._text.max_positions
+        """Whether one more token fits the model's positions and what its stages can take."""
+        return self._decoder.has_room()
 
     def feed(self, token: int) -> FloatArray:
         """Runs one token of the answer; float32 [vocabulary] for the next."""

@@ -8,10 +8,9 @@ their own, while the position is one for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,26 @@ class _Segment:
     stage: Stage
     loaded: LoadedStage
     cache: SegmentCache
+
+
+@dataclass(frozen=True, eq=False)
+class _Head:
+    """The LM head, or a part of it, and where its logits go: float32 [1, rows]."""
+
+    name: str
+    loaded: LoadedStage
+    logits: DeviceArray
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A stage's run: a `StageCall` whose time is known when the device has got there."""
+
+    stage: str
+    tokens: int
+    past: int
+    began: Any
+    ended: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +95,7 @@ class SegmentedDecoder:
         manifest = bundle.manifest
         self._text = manifest.text
         self._backend = backend
-        self._dtype = manifest.stage("head").inputs[0].dtype
+        self._dtype = manifest.heads[0].inputs[0].dtype
         with ExitStack() as loaded:
             segments = []
             for number, stage in enumerate(manifest.segments):
@@ -84,16 +103,20 @@ class SegmentedDecoder:
                 graph = backend.load(bundle, stage)
                 loaded.callback(graph.close)
                 segments.append(_Segment(number, stage, graph, cache))
-            self._head = backend.load(bundle, manifest.stage("head"))
-            loaded.callback(self._head.close)
+            heads = []
+            for stage in manifest.heads:
+                graph = backend.load(bundle, stage)
+                loaded.callback(graph.close)
+                heads.append((stage, graph))
             self._loaded = loaded.pop_all()
         self._segments = tuple(segments)
         vocabulary = manifest.text.vocabulary
-        self._logits = backend.allocate(vocabulary * 4).array((1, vocabulary), "float32")
+        self._logits = backend.allocate_shared(vocabulary * 4).array((1, vocabulary), "float32")
+        self._heads = _with_places(heads, self._logits)
         self._step = self._make_step()
         self._space = self._workspace(1)
         self._position = 0
-        self._calls: list[StageCall] = []
+        self._runs: list[_Run] = []
         self.scorer = Scorer.for_sequence
 
     def __enter__(self) -> SegmentedDecoder:
@@ -115,7 +138,10 @@ class SegmentedDecoder:
     @property
     def calls(self) -> tuple[StageCall, ...]:
         """The runs of stages of the latest prefill or decode step."""
-        return tuple(self._calls)
+        return tuple(
+            StageCall(it.stage, it.tokens, it.past, self._backend.seconds(it.began, it.ended))
+            for it in self._runs
+        )
 
     def rewind(self, state: DecoderState) -> None:
         """Forgets everything after an earlier `state`.
@@ -139,6 +165,14 @@ class SegmentedDecoder:
         """
         for segment in self._segments:
             segment.cache.grow(capacity)
+
+    def has_room(self) -> bool:
+        """Whether the model has a position, and every stage admits a past, for one more token."""
+        admitted = all(
+            segment.cache.length <= segment.loaded.longest.get("past", segment.cache.length)
+            for segment in self._segments
+        )
+        return admitted and self._position < self._text.max_positions
 
     def check_room(self, tokens: int) -> None:
         """Makes sure that a chunk of `tokens` tokens can be run, before any work is done for it.
@@ -203,7 +237,7 @@ class SegmentedDecoder:
     def _prefill(
         self, hidden: npt.NDArray[Any], chunk: Chunk, select: SelectTokens
     ) -> PrefillResult:
-        self._calls = []
+        self._runs = []
         self.check_room(len(chunk))
         space = self._room(len(chunk))
         flow = space.hidden_states(0, len(chunk))
@@ -233,7 +267,7 @@ class SegmentedDecoder:
         return PrefillResult(logits, tuple(points), self.calls)
 
     def _decode(self, hidden: npt.NDArray[Any]) -> FloatArray:
-        self._calls = []
+        self._runs = []
         self.check_room(1)
         step = self._step
         self._backend.write(step.hidden, hidden)
@@ -254,25 +288,27 @@ class SegmentedDecoder:
         cache = segment.cache
         inputs.update(cache.past())
         outputs.update(cache.slots(tokens))
-        start = perf_counter()
+        began = self._backend.mark()
         segment.loaded.run(inputs, outputs)
-        seconds = perf_counter() - start
-        self._calls.append(StageCall(segment.stage.name, tokens, cache.length, seconds))
+        ended = self._backend.mark()
+        self._runs.append(_Run(segment.stage.name, tokens, cache.length, began, ended))
         cache.commit(tokens)
 
     def _run_head(self, hidden: DeviceArray) -> FloatArray:
-        start = perf_counter()
-        self._head.run({"hidden_states": hidden}, {"logits": self._logits})
-        self._calls.append(StageCall("head", 1, 0, perf_counter() - start))
-        logits: FloatArray = self._copy(self._logits)[0]
+        for head in self._heads:
+            began = self._backend.mark()
+            head.loaded.run({"hidden_states": hidden}, {"logits": head.logits})
+            self._runs.append(_Run(head.name, 1, 0, began, self._backend.mark()))
+        logits: FloatArray = self._download(self._logits)[0][0]
         return logits
 
     def _scores(self, outputs: dict[str, DeviceArray]) -> tuple[FloatArray, FloatArray]:
-        return self._copy(outputs["scores.self"]), self._copy(outputs["scores.cross"])
+        own, cross = self._download(outputs["scores.self"], outputs["scores.cross"])
+        return own, cross
 
-    def _copy(self, array: DeviceArray) -> FloatArray:
+    def _download(self, *arrays: DeviceArray) -> list[FloatArray]:
         # Downloads may be views of memory that the next run overwrites.
-        return np.array(self._backend.download(array), dtype=np.float32)
+        return [np.array(it, dtype=np.float32) for it in self._backend.download_all(*arrays)]
 
     def _room(self, tokens: int) -> Workspace:
         if tokens > self._space.tokens:
@@ -300,6 +336,19 @@ class SegmentedDecoder:
             tuple(outputs),
             space.last_hidden_state(len(self._segments), 1),
         )
+
+
+def _with_places(
+    heads: Sequence[tuple[Stage, LoadedStage]], logits: DeviceArray
+) -> tuple[_Head, ...]:
+    """Parts of the head write side by side, so that their logits are one array."""
+    placed, offset = [], 0
+    for stage, loaded in heads:
+        shape = stage.outputs[0].shape
+        part = logits.owner.array((1, int(shape[-1])), logits.dtype, offset)
+        placed.append(_Head(stage.name, loaded, part))
+        offset += part.nbytes
+    return tuple(placed)
 
 
 def _survivors(

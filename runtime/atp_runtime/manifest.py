@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -71,7 +71,8 @@ class Stage:
     """One graph: `vision`, `segment_0` ... or `head`.
 
     Attributes:
-        name: Unique in the bundle.
+        name: Unique in the bundle: `vision`, `segment_0` ..., and `head`, or `head_0` ... where
+            the head is cut along the vocabulary.
         kind: "vision", "segment" or "head".
         graph: The ONNX file, relative to the bundle.
         data: Files with its weights, relative to the bundle.
@@ -79,6 +80,8 @@ class Stage:
         outputs: In the graph's order.
         layers: First and one past the last decoder layer of a segment; (0, 0) elsewhere.
         pruning: What follows a segment that ends at a pruning point.
+        other_graphs: The same computation in the manifest's other dialects, from the same files
+            of weights: ONNX files by dialect.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Stage:
     outputs: tuple[TensorSpec, ...]
     layers: tuple[int, int] = (0, 0)
     pruning: PruningPoint | None = None
+    other_graphs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,11 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A whole bundle. Paths are relative to its directory, with forward slashes."""
+    """A whole bundle. Paths are relative to its directory, with forward slashes.
+
+    `dialect` and `opset` are those of each stage's `graph`; `other_dialects` gives the opsets
+    of its `other_graphs`.
+    """
 
     format: str
     schema_version: int
@@ -171,6 +179,36 @@ class Manifest:
     pruning_weights: str | None
     provenance: Provenance
     files: Mapping[str, FileRecord]
+    other_dialects: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def dialects(self) -> tuple[str, ...]:
+        """The dialects that the bundle holds, its own first."""
+        return (self.dialect, *self.other_dialects)
+
+    def in_dialect(self, name: str) -> Manifest:
+        """The manifest whose `dialect` is that one: each stage's `graph` is written in it.
+
+        Raises:
+            InputError: The bundle has no graphs in that dialect.
+        """
+        if name == self.dialect:
+            return self
+        if name not in self.other_dialects:
+            held = ", ".join(self.dialects)
+            raise InputError(
+                f"no graphs in the dialect {name!r}",
+                why=f"the bundle was exported in {held}.",
+                fix=f"export it with --dialect {name}, or with both dialects.",
+            )
+        opsets = {self.dialect: self.opset, **self.other_dialects}
+        return replace(
+            self,
+            dialect=name,
+            opset=opsets.pop(name),
+            other_dialects=opsets,
+            stages=tuple(_in_dialect(stage, self.dialect, name) for stage in self.stages),
+        )
 
     def stage(self, name: str) -> Stage:
         """The stage of that name.
@@ -188,6 +226,26 @@ class Manifest:
     def segments(self) -> tuple[Stage, ...]:
         """The decoder's segments, in the order they run."""
         return tuple(stage for stage in self.stages if stage.kind == "segment")
+
+    @property
+    def heads(self) -> tuple[Stage, ...]:
+        """The LM head, or its parts in the order of the vocabulary."""
+        return tuple(stage for stage in self.stages if stage.kind == "head")
+
+
+def _in_dialect(stage: Stage, held: str, wanted: str) -> Stage:
+    graphs = {held: stage.graph, **stage.other_graphs}
+    return replace(stage, graph=graphs.pop(wanted), other_graphs=graphs)
+
+
+def _check_heads(manifest: Manifest, path: Path) -> None:
+    rows = [stage.outputs[0].shape[-1] for stage in manifest.heads if stage.outputs]
+    if sum(row for row in rows if isinstance(row, int)) != manifest.text.vocabulary:
+        raise InputError(
+            f"{path}: its heads give {' + '.join(map(str, rows)) or 'no'} logits",
+            why=f"the vocabulary has {manifest.text.vocabulary} tokens.",
+            fix=_REBUILD,
+        )
 
 
 def cache_names(layer: int) -> tuple[str, str, str, str]:
@@ -223,6 +281,8 @@ def read_manifest(bundle: Path) -> Manifest:
     manifest = from_json(Manifest, value, source=str(path), fix=_REBUILD)
     _check_paths(manifest, path)
     _check_segments(manifest, path)
+    _check_heads(manifest, path)
+    _check_dialects(manifest, path)
     return manifest
 
 
@@ -246,7 +306,7 @@ def _check_paths(manifest: Manifest, path: Path) -> None:
     referred = [manifest.embedding.file, *manifest.files]
     referred += [manifest.pruning_weights] if manifest.pruning_weights else []
     for stage in manifest.stages:
-        referred += [stage.graph, *stage.data]
+        referred += [stage.graph, *stage.other_graphs.values(), *stage.data]
     for name in [*referred, manifest.processor]:
         parts = PurePosixPath(name).parts
         unsafe = not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name
@@ -263,6 +323,17 @@ def _check_paths(manifest: Manifest, path: Path) -> None:
             why="a file without a recorded hash cannot be trusted.",
             fix=_REBUILD,
         )
+
+
+def _check_dialects(manifest: Manifest, path: Path) -> None:
+    for stage in manifest.stages:
+        if stage.other_graphs.keys() != manifest.other_dialects.keys():
+            raise InputError(
+                f"{path}: {stage.name} has graphs in {', '.join(stage.other_graphs) or 'no'} "
+                "other dialects",
+                why=f"the bundle's are {', '.join(manifest.other_dialects) or 'none'}.",
+                fix=_REBUILD,
+            )
 
 
 def _check_segments(manifest: Manifest, path: Path) -> None:

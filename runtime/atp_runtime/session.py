@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from atp_runtime.answer import Answer
-from atp_runtime.backends import Backend, open_backend
+from atp_runtime.backends import BACKENDS, Backend, open_backend
 from atp_runtime.bundle import Bundle
 from atp_runtime.chat import ChatTemplate
 from atp_runtime.context import Context
@@ -71,20 +71,21 @@ class Session:
         self._closed = False
 
     @classmethod
-    def open(cls, path: Path, *, threads: int | None = None) -> Session:
+    def open(cls, path: Path, *, backend: str = BACKENDS[0], threads: int | None = None) -> Session:
         """Opens and loads a bundle.
 
         Args:
             path: The bundle's directory.
+            backend: What runs it, see `atp_runtime.backends.open_backend`.
             threads: CPU threads; None lets the backend decide.
 
         Raises:
             InputError: The bundle cannot be used.
             CheckFailedError: A file of it was changed.
-            MachineError: Memory does not suffice, or a package is missing.
+            MachineError: Memory does not suffice, or a package or the GPU is missing.
         """
-        backend = open_backend("onnxruntime", threads=threads)
-        return cls(Bundle.open(path), backend)
+        opened = open_backend(backend, threads=threads)
+        return cls(Bundle.open(path), opened)
 
     def __enter__(self) -> Session:
         """Returns itself; `close` is called at the end of the block."""

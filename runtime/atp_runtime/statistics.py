@@ -182,8 +182,10 @@ def decode_bytes(manifest: Manifest, lengths: Sequence[int], steps: int) -> int:
         lengths: Cached positions per segment before the first step; each step adds one.
         steps: Tokens that were fed back.
     """
-    stages = [*manifest.segments, manifest.stage("head")]
-    weights = sum(manifest.files[name].bytes for stage in stages for name in stage.data)
+    stages = (*manifest.segments, *manifest.heads)
+    # Parts of a tied head read the same file.
+    files = dict.fromkeys(name for stage in stages for name in stage.data)
+    weights = sum(manifest.files[name].bytes for name in files)
     past = (steps * length + steps * (steps - 1) // 2 for length in lengths)
     rows = zip(manifest.segments, past, strict=True)
     return steps * weights + sum(_position_bytes(manifest, stage) * count for stage, count in rows)

@@ -75,8 +75,9 @@ class Workspace:
         self._dtype = dtype
         states = tokens * hidden * item_size(dtype)
         self._states = (backend.allocate(states), backend.allocate(states))
-        self._indices = {name: backend.allocate(tokens * item_size("int64")) for name in _INDICES}
-        self._floats = {name: backend.allocate(tokens * item_size("float32")) for name in _FLOATS}
+        indices, floats = tokens * item_size("int64"), tokens * item_size("float32")
+        self._indices = {name: backend.allocate_shared(indices) for name in _INDICES}
+        self._floats = {name: backend.allocate_shared(floats) for name in _FLOATS}
 
     def hidden_states(self, segment: int, tokens: int) -> DeviceArray:
         """Where segment number `segment` finds its input: T [1, tokens, D].

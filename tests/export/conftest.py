@@ -83,16 +83,11 @@ def composer(spec: ModelSpec) -> Callable[[str, str], StageComposer]:
 @pytest.fixture
 def make_job(checkpoint: Path, tmp_path: Path) -> Callable[..., ExportJob]:
     """A job that exports `checkpoint` into `tmp_path / "bundle"`, unless told otherwise."""
-    from atp_export.job import prepare_job
+    from atp_export.job import ExportOptions, prepare_job
 
     def make(source: Path = checkpoint, bundle: Path | None = None, **options: Any) -> ExportJob:
-        defaults: dict[str, Any] = {
-            "precision": "fp32",
-            "dialect": "portable",
-            "prune_at": None,
-            "dense": False,
-        }
-        return prepare_job(source, bundle or tmp_path / "bundle", **{**defaults, **options})
+        chosen = ExportOptions(**{"precision": "fp32", "dialect": "portable", **options})
+        return prepare_job(source, bundle or tmp_path / "bundle", chosen)
 
     return make
 
@@ -103,13 +98,13 @@ def published(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exp
 
     Shared, so no test may change its bundle.
     """
-    from atp_export.job import prepare_job
+    from atp_export.job import ExportOptions, prepare_job
     from atp_export.pipeline import export_bundle
     from atp_export.progress import QuietReporter
 
     bundle = tmp_path_factory.mktemp("published") / "bundle"
-    options: dict[str, Any] = {"precision": "fp32", "dialect": "portable", "dense": False}
-    job = prepare_job(checkpoint, bundle, prune_at=[2], **options)
+    options = ExportOptions(precision="fp32", dialect="portable", prune_at=[2])
+    job = prepare_job(checkpoint, bundle, options)
     export_bundle(job, parity="off", reporter=QuietReporter())
     return job
 

@@ -14,13 +14,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from atp_export.cli import main
+from atp_export.commands import engines, export
+from atp_export.engines.library import check_library
 from atp_export.job import ExportJob
 from atp_export.layout import EMBEDDING_FILE
 from atp_export.pipeline import export_bundle
 from atp_export.progress import Reporter
+from atp_export.workspace import record_file
+from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from atp_runtime.engine_set import read_engine_set
 
 
 class Output:
@@ -95,7 +101,7 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "doctor"])
+@pytest.mark.parametrize("command", ["inspect", "verify", "check", "engines", "doctor"])
 def test_every_command_has_its_own_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -207,7 +213,7 @@ def test_export_verify_and_inspect_end_to_end(
 def test_an_unchecked_bundle_that_is_there_is_said_to_be_unchecked(
     run: Callable[..., Output], checkpoint: Path, published: ExportJob
 ) -> None:
-    words = ("--precision", "fp32", "--prune-at", "2")
+    words = ("--precision", "fp32", "--prune-at", "2", "--dialect", "portable")
     output = run(checkpoint, published.bundle, *words)
     assert output.code == 0
     assert "not compared with PyTorch" in output.out
@@ -302,6 +308,82 @@ def test_the_doctor_reports_as_text_and_as_a_document(run: Callable[..., Output]
     assert subjects[0] == "Python"
 
 
+def test_engines_are_missed_before_anything_is_exported(
+    run: Callable[..., Output],
+    checkpoint: Path,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    output = run(checkpoint, bundle, "--engines", "--parity", "off")
+    assert_refused(output, 3, "tensorrt", "JetPack")
+    assert not bundle.exists()
+    assert not bundle.with_name("bundle.partial").exists()
+
+
+def test_an_export_can_build_its_engines(
+    run: Callable[..., Output], checkpoint: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="there is no TensorRT-RTX for this platform")
+    # TensorRT-RTX builds and ONNX Runtime runs, as TensorRT would on a device.
+    monkeypatch.setattr(export, "device_library", check_library)
+    monkeypatch.setattr(engines, "open_backend", lambda _name: OnnxRuntimeBackend(threads=1))
+    words = ("--engines", "--prune-at", "2", "--parity", "off", "--max-tokens", "64", "--json")
+
+    output = run(checkpoint, bundle, *words)
+
+    assert output.code == 0
+    document = json.loads(output.out)["engines"]
+    assert [stage["stage"] for stage in document["stages"]] == [
+        "vision",
+        "segment_0",
+        "segment_1",
+        "head",
+    ]
+    made = read_engine_set(Path(document["directory"]))
+    assert made.dialect == "native"
+    assert made.engines["segment_0"].profiles[0].axes["tokens"].maximum == 64
+    assert document["check"]["passed"]
+
+
+def test_check_prints_what_became_of_every_graph(
+    run: Callable[..., Output], tiny: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="there is no TensorRT-RTX for this platform")
+    own = Path(shutil.copytree(tiny.bundle, tmp_path / "own"))
+
+    output = run("check", own, "--max-tokens", "64")
+
+    assert output.code == 0
+    assert "graphs became engines" in output.out
+    assert "does not prove speed" in output.out
+    report = json.loads((own / "reports/check.json").read_text())
+    assert report["passed"]
+    assert {verdict["precision"] for verdict in report["verdicts"]} == {"fp32", "int8"}
+
+
+def test_a_failed_check_ends_with_code_1(
+    run: Callable[..., Output], tiny: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="there is no TensorRT-RTX for this platform")
+    own = Path(shutil.copytree(tiny.bundle, tmp_path / "own"))
+    path = own / "onnx/head.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.opset_import[0].version = 21
+    onnx.save(model, path)
+    manifest = json.loads((own / "manifest.json").read_text())
+    record = record_file(path)
+    manifest["files"]["onnx/head.onnx"] = {"bytes": record.bytes, "sha256": record.sha256}
+    (own / "manifest.json").write_text(json.dumps(manifest))
+
+    output = run("check", own, "--json")
+
+    assert output.code == 1
+    document = json.loads(output.out)
+    assert list(document["lint"]) == ["fp32 head"]
+    assert "TensorRT 10.3" in document["error"]["why"]
+
+
 def test_a_full_disk_ends_with_code_3_and_keeps_what_was_finished(
     run: Callable[..., Output],
     make_job: Callable[..., ExportJob],
@@ -314,7 +396,17 @@ def test_a_full_disk_ends_with_code_3_and_keeps_what_was_finished(
     # Every write to this device fails as on a full disk.
     partial = job.bundle.with_name("bundle.partial")
     (partial / EMBEDDING_FILE).symlink_to("/dev/full")
-    words = ("--precision", "fp32", "--prune-at", "2", "--parity", "off", "--quiet")
+    words = (
+        "--precision",
+        "fp32",
+        "--prune-at",
+        "2",
+        "--dialect",
+        "portable",
+        "--parity",
+        "off",
+        "--quiet",
+    )
     output = run(checkpoint, job.bundle, *words)
     assert_refused(output, 3, "embed_tokens.npy: the disk is full", "again")
     assert not job.bundle.exists()
@@ -333,7 +425,7 @@ def test_an_export_that_was_stopped_resumes_to_the_same_bytes(
     number: signal.Signals,
     code: int,
 ) -> None:
-    words = ("--precision", "fp32", "--prune-at", "2", "--parity", "off")
+    words = ("--precision", "fp32", "--prune-at", "2", "--dialect", "portable", "--parity", "off")
     process = start(checkpoint, bundle, *words)
     partial = bundle.with_name("bundle.partial")
     wait_until(lambda: "vision" in finished_steps(partial), process)

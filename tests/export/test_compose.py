@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from atp_export.compose import StageComposer
+from atp_export.plan import HeadPlan
 from atp_export.signatures import head_signature, segment_signature, vision_signature
 from atp_export.stage_graph import StageGraph
 from atp_models.architecture import ModelSpec, read_architecture
@@ -42,13 +43,13 @@ def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def stages(composer: Composers, kind: tuple[str, str]) -> dict[str, StageGraph]:
+def stages(composer: Composers, kind: tuple[str, str], spec: ModelSpec) -> dict[str, StageGraph]:
     made = composer(*kind)
     return {
         "vision": made.vision(),
         "scored": made.segment("scored", 0, 2, scored=True),
         "plain": made.segment("plain", 2, 4, scored=False),
-        "head": made.head(),
+        "head": made.head(HeadPlan("head", 0, spec.text.vocabulary)),
     }
 
 
@@ -95,7 +96,7 @@ def test_inputs_and_outputs_are_those_of_the_contract(
         "vision": vision_signature(spec, dtype),
         "scored": segment_signature(spec, dtype, first=0, last=2, scored=True),
         "plain": segment_signature(spec, dtype, first=2, last=4, scored=False),
-        "head": head_signature(spec, dtype),
+        "head": head_signature(spec, dtype, spec.text.vocabulary),
     }
     for name, graph in stages.items():
         inside = graph.model.graph
@@ -187,7 +188,10 @@ def test_every_weight_is_a_tensor_of_the_checkpoint_in_its_shape(
 
 def test_all_tensors_of_the_decoder_are_used(composer: Composers, spec: ModelSpec) -> None:
     made = composer("portable", "fp32")
-    graphs = (made.segment("all", 0, spec.text.layers, scored=True), made.head())
+    graphs = (
+        made.segment("all", 0, spec.text.layers, scored=True),
+        made.head(HeadPlan("head", 0, spec.text.vocabulary)),
+    )
     used = {weight.source for graph in graphs for weight in graph.weights}
     decoder = {
         name
@@ -219,7 +223,9 @@ def test_the_precision_is_that_of_weights_and_caches_but_not_of_positions_and_sc
 def test_a_tied_head_reads_the_embedding(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "tied", tiny_config(tied=True))
     spec = read_architecture(Checkpoint.open(tmp_path / "tied"))
-    head = StageComposer(spec, dialect="portable", dtype=torch.float32).head()
+    head = StageComposer(spec, dialect="portable", dtype=torch.float32).head(
+        HeadPlan("head", 0, spec.text.vocabulary)
+    )
     sources = {weight.name: weight.source for weight in head.weights}
     assert sources["lm_head.weight"] == "model.language_model.embed_tokens.weight"
 

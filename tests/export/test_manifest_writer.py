@@ -76,6 +76,7 @@ def test_dimensions_are_those_of_the_config(manifest: Manifest) -> None:
 
 def test_precision_dialect_and_opset_are_named(manifest: Manifest) -> None:
     assert (manifest.precision, manifest.dialect, manifest.opset) == ("fp32", "portable", 18)
+    assert manifest.dialects == ("portable",)
     assert manifest.embedding == Embedding("onnx/embed_tokens.npy", "float32")
 
 

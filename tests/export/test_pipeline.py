@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from atp_export.parity import ParityReport
 from atp_export.pipeline import export_bundle, is_exported, parity_failure
 from atp_export.progress import QuietReporter, Reporter
 from atp_export.workspace import Workspace
+from atp_models.random_checkpoint import write_random_checkpoint
+from atp_models.random_configs import tiny_config
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import CheckFailedError, InputError, MachineError
 
@@ -50,7 +53,7 @@ def a_report(*, passed: bool) -> ParityReport:
         mode="full",
         reason="as asked",
         precision="fp32",
-        dialect="portable",
+        dialects=("portable",),
         checks=(),
         tolerances={},
         packages={},
@@ -227,3 +230,41 @@ def test_nan_in_a_weight_publishes_nothing(make_job: MakeJob, own_checkpoint: Pa
     with pytest.raises(CheckFailedError, match="NaN or infinity, in 64 of its"):
         export_bundle(job, parity="off", reporter=QUIET)
     assert not job.bundle.exists()
+
+
+def test_segments_cut_further_for_small_devices_compute_the_same(make_job: MakeJob) -> None:
+    shapes = make_job().plan.spec.tensor_shapes().items()
+    layer = sum(4 * math.prod(shape) for name, shape in shapes if "language_model.layers.0" in name)
+    job = make_job(prune_at=[2], max_segment_bytes=2 * layer - 1)
+    assert [segment.last - segment.first for segment in job.plan.segments] == [1, 1, 1, 1]
+
+    result = export_bundle(job, parity="full", reporter=QUIET)
+
+    assert result.parity is not None
+    assert result.parity.passed
+    manifest = Bundle.open(job.bundle).manifest
+    points = [(stage.name, stage.pruning) for stage in manifest.segments if stage.pruning]
+    assert [(name, point.before_layer, point.weights) for name, point in points] == [
+        ("segment_1", 2, "points.0.")
+    ]
+    pruned = [check for check in result.parity.checks if check.name in {"pruned", "forced"}]
+    assert pruned
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_cut_along_the_vocabulary_computes_the_same(
+    make_job: MakeJob, tmp_path: Path, tied: bool
+) -> None:
+    config = tiny_config(tied=tied)
+    config.text_config.vocab_size = 1100
+    write_random_checkpoint(tmp_path / "wide", config)
+    job = make_job(source=tmp_path / "wide", prune_at=[2], max_segment_bytes=200_000)
+    assert [(head.first, head.last) for head in job.plan.heads] == [(0, 768), (768, 1100)]
+
+    result = export_bundle(job, parity="full", reporter=QUIET)
+
+    assert result.parity is not None
+    assert result.parity.passed
+    manifest = Bundle.open(job.bundle).manifest
+    assert [stage.name for stage in manifest.heads] == ["head_0", "head_1"]
+    assert [stage.outputs[0].shape for stage in manifest.heads] == [(1, 768), (1, 332)]

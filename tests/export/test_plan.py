@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -74,6 +76,73 @@ def test_cuts_without_a_configuration_prune_nothing(spec: ModelSpec) -> None:
     plan = plan_of(spec, (1, 2), prunes=False)
     assert len(plan.segments) == 3
     assert not plan.prunes
+
+
+LAYER = 2 * sum(
+    # FP16, 64 wide, 4 heads of 16, 2 of them of keys: q, o; k, v; gate, up, down; two norms.
+    [2 * 64 * 64, 2 * 64 * 32, 3 * 64 * 128, 2 * 64]
+)
+
+
+@given(st.sets(st.integers(1, 3)).map(sorted), st.integers(LAYER, 5 * LAYER))
+def test_no_segment_exceeds_the_bytes_it_may_have_and_points_stay_where_they_are(
+    spec: ModelSpec, cut_at: list[int], most: int
+) -> None:
+    config = PruningConfig(layers=tuple(cut_at)) if cut_at else None
+    plan = make_plan(
+        spec,
+        config,
+        precision="fp16",
+        dialect="portable",
+        cut_at=cut_at,
+        max_segment_bytes=most,
+    )
+    covered = [layer for segment in plan.segments for layer in range(segment.first, segment.last)]
+    assert covered == [0, 1, 2, 3]
+    assert max(segment.last - segment.first for segment in plan.segments) * LAYER <= most
+    points = [segment.pruning for segment in plan.segments if segment.pruning]
+    assert [point.before_layer for point in points] == cut_at
+    assert [point.weights for point in points] == [f"points.{n}." for n in range(len(cut_at))]
+    needed = sum(-(-length * LAYER // (most // LAYER * LAYER)) for length in lengths(cut_at))
+    assert len(plan.segments) == needed
+
+
+def lengths(cut_at: Sequence[int]) -> list[int]:
+    return [last - first for first, last in pairwise([0, *cut_at, 4])]
+
+
+@given(st.integers(1, 40))
+def test_heads_cover_the_vocabulary_once_in_parts_that_devices_can_address(
+    spec: ModelSpec, kilobytes: int
+) -> None:
+    most = LAYER + 1024 * kilobytes
+    wide = replace(spec, text=replace(spec.text, vocabulary=5000))
+    plan = make_plan(
+        wide, None, precision="fp16", dialect="portable", cut_at=(), max_segment_bytes=most
+    )
+    rows = [row for head in plan.heads for row in range(head.first, head.last)]
+    assert rows == list(range(5000))
+    assert all(head.rows * 64 * 2 <= most for head in plan.heads)
+    assert all(head.first * 4 % 256 == 0 for head in plan.heads)
+    assert [head.name for head in plan.heads] == [f"head_{n}" for n in range(len(plan.heads))]
+
+
+def test_a_head_that_fits_is_one(spec: ModelSpec) -> None:
+    (head,) = plan_of(spec).heads
+    assert (head.name, head.first, head.last) == ("head", 0, 512)
+
+
+def test_a_limit_below_one_layer_is_refused_with_the_least_there_is(spec: ModelSpec) -> None:
+    with pytest.raises(InputError, match=f"--max-segment-bytes {LAYER - 1}") as caught:
+        make_plan(
+            spec,
+            None,
+            precision="fp16",
+            dialect="portable",
+            cut_at=(),
+            max_segment_bytes=LAYER - 1,
+        )
+    assert str(LAYER) in caught.value.fix
 
 
 def test_no_cut_is_one_segment(spec: ModelSpec) -> None:

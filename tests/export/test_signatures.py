@@ -23,7 +23,7 @@ def test_vision_takes_float32_pixels_and_gives_features(spec: ModelSpec) -> None
 
 
 def test_the_head_gives_float32_logits_of_one_position(spec: ModelSpec) -> None:
-    signature = head_signature(spec, "float16")
+    signature = head_signature(spec, "float16", 512)
     assert signature.inputs == (TensorSpec("hidden_states", "float16", (1, "tokens", 64)),)
     assert signature.outputs == (TensorSpec("logits", "float32", (1, 512)),)
 

@@ -25,17 +25,24 @@ from atp_runtime.manifest import Manifest, read_manifest
 EMBEDDING = "model.language_model.embed_tokens.weight"
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16 tied"])
+@pytest.fixture(scope="module", params=["fp32", "fp16 tied, both dialects"])
 def exported(request: pytest.FixtureRequest, export_bundle: Any, tiny: Any) -> Any:
     if request.param == "fp32":
         return tiny
     config = tiny_config(kv_heads=2, tied=True)
-    return export_bundle(config, precision="fp16", dialect="native", prune_at=(2,))
+    return export_bundle(config, precision="fp16", dialect="both", prune_at=(2,))
 
 
 @pytest.fixture
 def manifest(exported: Any) -> Manifest:
     return read_manifest(exported.bundle)
+
+
+def graphs(manifest: Manifest) -> list[str]:
+    """The files of all graphs, of every stage in every dialect."""
+    return [
+        file for stage in manifest.stages for file in (stage.graph, *stage.other_graphs.values())
+    ]
 
 
 def external(bundle: Path, graph: str) -> dict[str, tuple[np.ndarray, str, int]]:
@@ -63,8 +70,8 @@ def test_every_weight_of_every_graph_is_the_checkpoints(exported: Any, manifest:
     heads = {"norm.weight": "model.language_model.norm.weight"}
     if "lm_head.weight" not in checkpoint.tensors:
         heads["lm_head.weight"] = EMBEDDING
-    for stage in manifest.stages:
-        tensors = external(exported.bundle, stage.graph)
+    for file in graphs(manifest):
+        tensors = external(exported.bundle, file)
         assert tensors
         for name, (values, _, _) in tensors.items():
             if name == "rope.inv_freq":
@@ -77,8 +84,8 @@ def test_every_weight_of_every_graph_is_the_checkpoints(exported: Any, manifest:
 
 
 def test_every_weight_begins_on_a_page(exported: Any, manifest: Manifest) -> None:
-    for stage in manifest.stages:
-        for _, file, offset in external(exported.bundle, stage.graph).values():
+    for graph in graphs(manifest):
+        for _, file, offset in external(exported.bundle, graph).values():
             assert offset % 4096 == 0 or file == "embed_tokens.npy"
 
 
@@ -102,13 +109,29 @@ def test_a_tied_head_reads_the_embeddings_own_file(exported: Any, manifest: Mani
 
 
 def test_graphs_carry_no_weights_themselves(exported: Any, manifest: Manifest) -> None:
+    for file in graphs(manifest):
+        assert (exported.bundle / file).stat().st_size < 100_000
+
+
+def test_dialects_have_graphs_of_their_own_and_share_the_weights(
+    exported: Any, manifest: Manifest
+) -> None:
+    assert manifest.dialects in (("portable",), ("portable", "native"))
     for stage in manifest.stages:
-        assert (exported.bundle / stage.graph).stat().st_size < 100_000
+        assert stage.other_graphs.keys() == manifest.other_dialects.keys()
+        for dialect, file in stage.other_graphs.items():
+            model = onnx.load(exported.bundle / file, load_external_data=False)
+            assert model.opset_import[0].version == manifest.other_dialects[dialect]
+            places = [
+                {name: place[1:] for name, place in external(exported.bundle, graph).items()}
+                for graph in (stage.graph, file)
+            ]
+            assert places[0] == places[1]
 
 
 def test_graphs_pass_the_checker_with_shape_inference(exported: Any, manifest: Manifest) -> None:
-    for stage in manifest.stages:
-        onnx.checker.check_model(str(exported.bundle / stage.graph), full_check=True)
+    for file in graphs(manifest):
+        onnx.checker.check_model(str(exported.bundle / file), full_check=True)
 
 
 def test_pruning_modules_are_those_of_the_job(exported: Any, manifest: Manifest) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from atp_export.compose import StageComposer
+from atp_export.plan import HeadPlan
 from atp_export.stage_graph import StageWeight
 from atp_export.weights import (
     ALIGNMENT,
@@ -257,7 +258,7 @@ def test_npy_header_makes_a_file_that_numpy_maps(tmp_path: Path, dtype: type) ->
 def test_attach_turns_weight_inputs_into_references_and_leaves_the_graph_as_it_was(
     composer: Callable[[str, str], StageComposer],
 ) -> None:
-    graph = composer("portable", "fp32").head()
+    graph = composer("portable", "fp32").head(HeadPlan("head", 0, 512))
     locations = [("a.data", 4096 * (i + 1)) for i in range(len(graph.weights))]
     model = attach(graph, locations)
     assert [value.name for value in model.graph.inputs] == ["hidden_states"]

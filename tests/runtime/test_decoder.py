@@ -1,5 +1,7 @@
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from tests.runtime.backends.host_device import HostDevice
+from tests.runtime.backends.host_engines import host_backend, write_engines
 
-from atp_runtime.backends import Backend, open_backend
+from atp_runtime.backends import Backend, Traffic, open_backend
+from atp_runtime.backends.device_backend import DeviceBackend
+from atp_runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend, Provider
 from atp_runtime.bundle import Bundle
 from atp_runtime.chunk import Chunk
 from atp_runtime.decoder import SegmentedDecoder
@@ -25,6 +31,13 @@ from atp_runtime.selection import Selection, VisualTokens
 from atp_runtime.workspace import Scorer
 
 CAPACITY = 40
+CPU = Provider("CPUExecutionProvider", "cpu")
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "onnxruntime": lambda: open_backend(threads=1),
+    "onnxruntime on a device": lambda: OnnxRuntimeGpuBackend(HostDevice(late=False), CPU),
+    "tensorrt": host_backend,
+    "tensorrt, shared memory": lambda: host_backend(integrated=True),
+}
 LAYERS = ((0, 2), (2, 3), (3, 5))
 TEXT, IMAGE = -1, 0
 
@@ -132,9 +145,17 @@ def visual_of(images: Sequence[int]) -> set[int]:
     return {token for token, image in enumerate(images) if image >= 0}
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return BACKENDS[request.param]()
+
+
 @pytest.fixture(scope="module")
-def backend() -> Backend:
-    return open_backend(threads=1)
+def hand_made(hand_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle, with engines for all positions of the model."""
+    root = Path(shutil.copytree(hand_made, tmp_path_factory.mktemp("engines") / "hand-made"))
+    write_engines(root, longest=96)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -412,26 +433,46 @@ def test_grow_keeps_the_conversation(
         close(decoder.prefill(hidden[:, 4:], Chunk.text(4), keep_all).logits, expected)
 
 
-def test_decode_moves_one_token_in_and_its_logits_out(
+def test_decode_moves_one_token_in_and_its_logits_out_and_waits_once(
     decoder: SegmentedDecoder, backend: Backend
 ) -> None:
     decoder.prefill(hidden_of(14, 6), chunk_of([IMAGE] * 5 + [TEXT]), keep_all)
-    traffic = backend.traffic
-    before = traffic.host_to_device_bytes, traffic.device_to_host_bytes, traffic.stage_calls
+    before = replace(backend.traffic)
     decoder.decode(hidden_of(14, 1))
-    after = traffic.host_to_device_bytes, traffic.device_to_host_bytes, traffic.stage_calls
     embedding, position, logits = 8 * 4, 8, 11 * 4
-    assert np.subtract(after, before).tolist() == [embedding + position, logits, 4]
+    assert traffic_since(before, backend) == Traffic(embedding + position, logits, 4, 1)
 
 
-def test_prefill_brings_only_scores_and_logits_to_the_host(
+def test_prefill_brings_only_scores_and_logits_to_the_host_and_waits_for_each_once(
     decoder: SegmentedDecoder, backend: Backend
 ) -> None:
-    before = backend.traffic.device_to_host_bytes
+    before = replace(backend.traffic)
     select = ForcedSelection([[False] * 4 + [True], [True]])
     decoder.prefill(hidden_of(15, 6), chunk_of([IMAGE] * 5 + [TEXT]), select)
-    scores = (6 + 2) * 2
-    assert backend.traffic.device_to_host_bytes - before == (scores + 11) * 4
+    since, scores = traffic_since(before, backend), (6 + 2) * 2
+    assert since.device_to_host_bytes == (scores + 11) * 4
+    assert since.synchronisations == len(LAYERS)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "onnxruntime"])
+def test_device_is_waited_for_as_often_as_is_counted(hand_made: Path, name: str) -> None:
+    backend = BACKENDS[name]()
+    assert isinstance(backend, DeviceBackend)
+    assert isinstance(backend.device, HostDevice)
+    with SegmentedDecoder(Bundle.open(hand_made), backend, CAPACITY) as decoder:
+        decoder.prefill(hidden_of(14, 6), chunk_of([IMAGE] * 5 + [TEXT]), keep_all)
+        before, counts = replace(backend.traffic), backend.device.counts.copy()
+        decoder.prefill(hidden_of(15, 3), chunk_of([IMAGE] * 2 + [TEXT]), keep_all)
+        decoder.decode(hidden_of(14, 1))
+        assert len(decoder.calls) == 4
+        waited = backend.device.counts - counts
+    assert waited["synchronise"] == traffic_since(before, backend).synchronisations == 4
+    assert waited["free"] == 0
+
+
+def traffic_since(before: Traffic, backend: Backend) -> Traffic:
+    then, now = vars(before), vars(backend.traffic)
+    return Traffic(**{name: now[name] - then[name] for name in now})
 
 
 def test_calls_say_what_every_stage_computed(decoder: SegmentedDecoder) -> None:
@@ -448,13 +489,13 @@ def test_calls_say_what_every_stage_computed(decoder: SegmentedDecoder) -> None:
 
 
 def test_decoder_names_the_stage_when_a_graph_is_damaged(
-    own_bundle: Path, backend: Backend, write_files: Callable[[Path, Manifest], None]
+    own_bundle: Path, write_files: Callable[[Path, Manifest], None]
 ) -> None:
     (own_bundle / "onnx" / "segment_2.onnx").write_bytes(b"\x08\x07damaged")
     write_files(own_bundle, read_manifest(own_bundle))
     bundle = Bundle.open(own_bundle)
     with pytest.raises(InputError, match="stage segment_2"):
-        SegmentedDecoder(bundle, backend, CAPACITY)
+        SegmentedDecoder(bundle, open_backend(threads=1), CAPACITY)
 
 
 class DecoderAgainstNaive(RuleBasedStateMachine):
@@ -469,6 +510,17 @@ class DecoderAgainstNaive(RuleBasedStateMachine):
         self.naive = NaiveDecoder(self.head)
         self.lengths = [0, 0, 0]
         self.seed = 0
+        self.remember()
+
+    @rule()
+    def remember(self) -> None:
+        self.earlier = self.decoder.state, deepcopy(self.naive), self.lengths
+
+    @rule()
+    def rewind(self) -> None:
+        state, naive, self.lengths = self.earlier
+        self.decoder.rewind(state)
+        self.naive = deepcopy(naive)
 
     def next_hidden(self, tokens: int) -> np.ndarray:
         self.seed += 1
@@ -527,5 +579,5 @@ def test_decoder_follows_the_naive_computation_through_any_conversation(
 ) -> None:
     machine = type("Machine", (DecoderAgainstNaive,), {"decoder": loaded, "head": head})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=25, stateful_step_count=12, deadline=None)
+        machine, settings=settings(max_examples=10, stateful_step_count=12, deadline=None)
     )

@@ -225,3 +225,67 @@ def test_cache_names_carry_the_layer_of_the_whole_decoder() -> None:
 def test_an_axis_range_must_rise(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="not a range"):
         AxisRange(*sizes)
+
+
+def in_two_dialects(manifest: Manifest) -> Manifest:
+    stages = tuple(
+        replace(stage, other_graphs={"native": f"onnx/{stage.name}.native.onnx"})
+        for stage in manifest.stages
+    )
+    record = FileRecord(0, "0" * 64)
+    files = {stage.other_graphs["native"]: record for stage in stages}
+    files = {**manifest.files, **files}
+    return replace(manifest, stages=stages, other_dialects={"native": 24}, files=files)
+
+
+def test_the_own_dialect_is_the_manifest_itself(manifest: Manifest) -> None:
+    assert manifest.in_dialect("portable") is manifest
+
+
+def test_another_dialect_takes_the_place_of_the_own_one(manifest: Manifest) -> None:
+    both = in_two_dialects(manifest)
+
+    native = both.in_dialect("native")
+
+    assert both.dialects == ("portable", "native")
+    assert (native.dialect, native.opset) == ("native", 24)
+    assert [stage.graph for stage in native.stages] == [
+        f"onnx/{stage.name}.native.onnx" for stage in manifest.stages
+    ]
+    assert native.in_dialect("portable") == both
+
+
+def test_a_dialect_that_is_not_there_is_refused(manifest: Manifest) -> None:
+    with pytest.raises(InputError, match="dialect 'native'") as caught:
+        manifest.in_dialect("native")
+    assert "portable" in caught.value.why
+    assert "--dialect native" in caught.value.fix
+
+
+def test_every_stage_must_have_the_dialects_of_the_manifest(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    both = in_two_dialects(manifest)
+    first, *others = both.stages
+    torn = replace(both, stages=(replace(first, other_graphs={}), *others))
+    (tmp_path / "manifest.json").write_text(dump_manifest(torn))
+    with pytest.raises(InputError, match=f"{first.name} has graphs in no other dialects"):
+        read_manifest(tmp_path)
+
+
+def test_graphs_of_other_dialects_need_a_recorded_hash_too(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    both = replace(in_two_dialects(manifest), files=manifest.files)
+    (tmp_path / "manifest.json").write_text(dump_manifest(both))
+    with pytest.raises(InputError, match=r"native\.onnx' has no entry"):
+        read_manifest(tmp_path)
+
+
+def test_heads_must_cover_the_vocabulary(changed: Callable[[Change], Path]) -> None:
+    def forget_a_logit(value: dict[str, Any]) -> None:
+        value["stages"][-1]["outputs"][0]["shape"][1] -= 1
+
+    with pytest.raises(InputError, match="its heads give 10 logits") as caught:
+        read_manifest(changed(forget_a_logit))
+    assert "11 tokens" in caught.value.why

@@ -8,10 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
+from atp_export.commands.engines import make_engines, print_made
 from atp_export.commands.outcome import end
 from atp_export.describe_plan import print_plan
+from atp_export.engines.library import device_library
+from atp_export.engines.options import EngineOptions
 from atp_export.footprint import predict_footprint
-from atp_export.job import ExportJob, prepare_job
+from atp_export.job import ExportJob, ExportOptions, prepare_job
 from atp_export.layout import PARITY_REPORT
 from atp_export.parity import render_tree
 from atp_export.pipeline import ExportResult, export_bundle, parity_failure
@@ -27,22 +30,34 @@ def run(options: argparse.Namespace) -> int:
     job = prepare_job(
         options.checkpoint,
         options.bundle,
-        precision=options.precision,
-        dialect=options.dialect,
-        prune_at=options.prune_at,
-        dense=options.dense,
-        redundancy=options.redundancy,
-        max_tokens=options.max_tokens,
+        ExportOptions(
+            precision=options.precision,
+            dialect=options.dialect,
+            prune_at=options.prune_at,
+            dense=options.dense,
+            redundancy=options.redundancy,
+            max_tokens=options.max_tokens,
+            max_segment_bytes=options.max_segment_bytes,
+        ),
     )
     job = replace(job, command=options.command)
     if options.dry_run:
         return _dry_run(job, as_json=options.json)
+    # Asked before the export, which may take long.
+    library = device_library() if options.engines else None
     reporter = make_reporter(quiet=options.quiet or options.json)
     result = export_bundle(job, parity=options.parity, reporter=reporter)
     if not (options.quiet or options.json):
         _print_result(job, result, Console(soft_wrap=True))
-    document = _document(job, result) if options.json else None
-    return end(parity_failure(job, result), document)
+    failure = parity_failure(job, result)
+    document = _document(job, result)
+    if library is not None and failure is None:
+        wanted = EngineOptions(max_tokens=options.max_tokens)
+        made = make_engines(job.bundle, library, wanted, check=True, reporter=reporter)
+        if not (options.quiet or options.json):
+            print_made(made, Console(soft_wrap=True))
+        failure, document["engines"] = made.failure, made.document()
+    return end(failure, document if options.json else None)
 
 
 def _dry_run(job: ExportJob, *, as_json: bool) -> int:

@@ -213,15 +213,15 @@ class AttentionScorer(nn.Module):
 
 
 class Head(nn.Module):
-    """Final norm and LM head on the last position."""
+    """Final norm and LM head, or `rows` of it, on the last position."""
 
-    def __init__(self, spec: TextSpec, dialect: Dialect) -> None:
+    def __init__(self, spec: TextSpec, rows: int, dialect: Dialect) -> None:
         super().__init__()
         self.norm = RmsNorm(spec.hidden, spec.rms_norm_eps, dialect)
-        self.lm_head = nn.Linear(spec.hidden, spec.vocabulary, bias=False)
+        self.lm_head = nn.Linear(spec.hidden, rows, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Logits [1, vocabulary] in float32 from `hidden_states` [1, tokens, hidden]."""
+        """Logits [1, rows] in float32 from `hidden_states` [1, tokens, hidden]."""
         last = self.norm(hidden_states[:, -1])
         weight = self.lm_head.weight
         # A Gemm takes the table [vocabulary, hidden] as it is stored, so that a tied head reads

@@ -23,6 +23,7 @@ class Check:
         measures: One per tensor and moment.
         passed: Whether there are measures and all passed.
         problem: What kept it from being compared, or None.
+        dialect: Of the graphs that were run.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Check:
     measures: tuple[Measure, ...]
     passed: bool
     problem: str | None = None
+    dialect: str = ""
 
     @classmethod
     def of(
@@ -56,7 +58,7 @@ class ParityReport:
         mode: "full" or "sampled".
         reason: Why this mode.
         precision: Of the bundle.
-        dialect: Of the bundle.
+        dialects: Of the bundle.
         checks: In the order they were made.
         tolerances: By kind of tensor.
         packages: Versions that computed both sides.
@@ -67,7 +69,7 @@ class ParityReport:
     mode: str
     reason: str
     precision: str
-    dialect: str
+    dialects: tuple[str, ...]
     checks: tuple[Check, ...]
     tolerances: Mapping[str, Tolerance]
     packages: Mapping[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from atp_export.parity.full import check_fully
@@ -58,7 +59,7 @@ def run_parity(
         mode=chosen.name,
         reason=chosen.reason,
         precision=plan.precision,
-        dialect=plan.dialect,
+        dialects=plan.dialects,
         checks=checks,
         tolerances=TOLERANCES[plan.precision],
         packages=package_versions(),
@@ -86,6 +87,19 @@ def _checks(
     if mode.name == "full":
         reference = LlavaReference.load(checkpoint.path)
         prompts = make_prompts(spec, plan.axes["tokens"].maximum)
-        return check_fully(bundle, reference, prompts, tolerances, report)
-    parts = ReferenceParts(checkpoint, spec)
-    return check_samples(bundle, parts, spec, available_bytes(), tolerances, report)
+
+        def check(view: Bundle) -> tuple[Check, ...]:
+            return check_fully(view, reference, prompts, tolerances, report)
+    else:
+        parts = ReferenceParts(checkpoint, spec)
+
+        def check(view: Bundle) -> tuple[Check, ...]:
+            return check_samples(view, parts, spec, available_bytes(), tolerances, report)
+
+    checks: list[Check] = []
+    for dialect in plan.dialects:
+        if len(plan.dialects) > 1:
+            report(f"parity: dialect {dialect}")
+        view = Bundle(bundle.root, bundle.manifest.in_dialect(dialect))
+        checks += [replace(made, dialect=dialect) for made in check(view)]
+    return tuple(checks)

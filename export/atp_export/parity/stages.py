@@ -98,8 +98,11 @@ def check_head(
         expected: Logits [runs, vocabulary].
         tolerances: Of the bundle's precision.
     """
-    session = open_stage(bundle, bundle.manifest.stage("head"))
-    found = [session.run({"hidden_states": state.numpy()})["logits"] for state in states]
+    sessions = [open_stage(bundle, stage) for stage in bundle.manifest.heads]
+    found = [
+        np.concatenate([it.run({"hidden_states": state.numpy()})["logits"] for it in sessions], 1)
+        for state in states
+    ]
     logits = in_sequence(list(expected.unsqueeze(1).numpy()))
     measure = compare("logits", "all", in_sequence(found), logits, tolerances[SCOPE])
     return Check.of("head", SCOPE, MODULES, f"{len(states)} runs", [measure])

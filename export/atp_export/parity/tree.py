@@ -14,17 +14,22 @@ _SHOWN_FAILURES = 8
 def render_tree(report: ParityReport) -> str:
     """One line per check with its worst cosine and norm ratio; failures name their tensors."""
     head = f"{_TICKS[report.passed]} parity, {report.mode} ({report.reason})"
-    width = max((len(check.name) for check in report.checks), default=0)
+    names = [_name(check, report) for check in report.checks]
+    width = max(map(len, names), default=0)
     lines = [head]
-    for number, check in enumerate(report.checks):
+    for number, (name, check) in enumerate(zip(names, report.checks, strict=True)):
         last = number == len(report.checks) - 1
-        lines.append(("└── " if last else "├── ") + _line(check, width))
+        lines.append(("└── " if last else "├── ") + _line(f"{name:<{width}}", check))
         lines += [("    " if last else "│   ") + line for line in _failures(check)]
     return "\n".join(lines)
 
 
-def _line(check: Check, width: int) -> str:
-    parts = [f"{_TICKS[check.passed]} {check.name:<{width}}"]
+def _name(check: Check, report: ParityReport) -> str:
+    return check.name if len(report.dialects) == 1 else f"{check.dialect} {check.name}"
+
+
+def _line(name: str, check: Check) -> str:
+    parts = [f"{_TICKS[check.passed]} {name}"]
     if check.measures:
         parts.append(f"cosine {_cosine(_worst_cosine(check))}  norm {_ratio(_worst_ratio(check))}")
     parts.append(", ".join(text for text in (check.detail, f"against {check.against}") if text))

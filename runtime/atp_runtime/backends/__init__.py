@@ -1,4 +1,4 @@
-"""What runs the stages of a bundle: one interface, one module per runtime library.
+"""What runs the stages of a bundle: one interface, and a few libraries behind it.
 
 Importing this package loads none of those libraries.
 """
@@ -15,7 +15,7 @@ from atp_runtime.backends.base import (
 )
 from atp_runtime.errors import InputError
 
-BACKENDS = ("onnxruntime",)
+BACKENDS = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 
 __all__ = [
     "BACKENDS",
@@ -29,20 +29,48 @@ __all__ = [
 ]
 
 
-def open_backend(name: str = "onnxruntime", *, threads: int | None = None) -> Backend:
+def open_backend(name: str = BACKENDS[0], *, threads: int | None = None) -> Backend:
     """The backend of that name, its library loaded.
 
     Args:
-        name: One of `BACKENDS`.
-        threads: Threads of one operator; None leaves the number to the library.
+        name: One of `BACKENDS`: ONNX Runtime on the CPU, with its CUDA or its TensorRT provider,
+            or TensorRT with engines that `atp-export engines` built.
+        threads: Threads of one operator on the CPU; None leaves the number to the library.
 
     Raises:
-        InputError: There is no such backend, or `threads` is not positive.
-        MachineError: Its library is not installed or cannot be loaded.
+        InputError: There is no such backend, or `threads` is not positive or of no use to it.
+        MachineError: Its library or its GPU is missing or cannot be used.
     """
     if name not in BACKENDS:
         known = ", ".join(BACKENDS)
         raise InputError(f"no backend {name!r}", why=f"there is {known}.", fix=f"choose {known}.")
-    from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend  # noqa: PLC0415
+    if name == "onnxruntime":
+        from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend  # noqa: PLC0415
 
-    return OnnxRuntimeBackend(threads=threads)
+        return OnnxRuntimeBackend(threads=threads)
+    if threads is not None:
+        raise InputError(
+            f"threads: {threads}",
+            why=f"the backend {name} runs on the GPU.",
+            fix="leave the number of threads away.",
+        )
+    return _open_tensorrt() if name == "tensorrt" else _open_provider(name)
+
+
+def _open_provider(name: str) -> Backend:
+    from atp_runtime.backends import onnxruntime_gpu  # noqa: PLC0415
+    from atp_runtime.backends.cuda_device import CudaDevice  # noqa: PLC0415
+
+    cuda = name == "onnxruntime-cuda"
+    provider = onnxruntime_gpu.CUDA if cuda else onnxruntime_gpu.TENSORRT
+    onnxruntime_gpu.find_provider(provider)  # tells more than that there is no GPU
+    return onnxruntime_gpu.OnnxRuntimeGpuBackend(CudaDevice.open(), provider)
+
+
+def _open_tensorrt() -> Backend:
+    from atp_runtime.backends.cuda_device import CudaDevice  # noqa: PLC0415
+    from atp_runtime.backends.tensorrt import TensorRtBackend  # noqa: PLC0415
+    from atp_runtime.backends.tensorrt_engine import open_tensorrt  # noqa: PLC0415
+
+    library = open_tensorrt()
+    return TensorRtBackend(CudaDevice.open(), library)

@@ -4,14 +4,19 @@ All shapes are known on the host before a stage runs, so inputs and outputs are 
 the caller owns: a stage reads and writes where it is told and allocates nothing that outlives
 the call. That is what lets keys and values be written in place and hidden states stay on the
 device from segment to segment.
+
+What a backend is asked to do happens in that order, but perhaps later: only `download` waits for
+it.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 import numpy.typing as npt
@@ -94,19 +99,33 @@ class Traffic:
         device_to_host_bytes: Read by `Backend.download`. Counted where host and device share
             memory too, so that a run on the CPU shows what another device would have to move.
         stage_calls: Runs of any stage.
+        synchronisations: Times the host waited for the device: for every download, counted as
+            the bytes are, and where a backend had to otherwise.
     """
 
     host_to_device_bytes: int = 0
     device_to_host_bytes: int = 0
     stage_calls: int = 0
+    synchronisations: int = 0
 
 
 class LoadedStage(ABC):
-    """A stage's graph, ready to run."""
+    """A stage's graph, ready to run.
+
+    Attributes:
+        longest: The greatest lengths of named axes that it can take; an axis that is missing has
+            no limit of its own.
+    """
+
+    longest: Mapping[str, int] = MappingProxyType({})
 
     @abstractmethod
     def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
-        """Runs the graph once; on return the outputs are written.
+        """Runs the graph once.
+
+        On return it may not have run yet, but whatever the backend is asked to do later comes
+        after it: what was there before is read, and the outputs are written before anything
+        reads them.
 
         Preparing an array takes time, so a stage remembers the one it was last given for a
         name: pass the same object as long as neither address nor shape change.
@@ -117,7 +136,7 @@ class LoadedStage(ABC):
 
         Raises:
             InputError: The graph cannot take these shapes, or fails on them.
-            MachineError: The machine's memory does not suffice.
+            MachineError: The machine's memory does not suffice, or its GPU failed.
         """
 
     @abstractmethod
@@ -142,6 +161,17 @@ class Backend(ABC):
         Raises:
             MachineError: There is not enough.
         """
+
+    def allocate_shared(self, nbytes: int) -> DeviceBuffer:
+        """Reserves memory for what host and device exchange often, and little of.
+
+        Where they share memory, `write` and `download` of it need no copy. It may be slow for
+        the device to read it more than once.
+
+        Raises:
+            MachineError: There is not enough.
+        """
+        return self.allocate(nbytes)
 
     @abstractmethod
     def load(self, bundle: Bundle, stage: Stage) -> LoadedStage:
@@ -180,20 +210,46 @@ class Backend(ABC):
         self._write(into, array)
 
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
-        """The contents, as a read-only host array.
+        """The contents, as a read-only host array; see `download_all`."""
+        return self.download_all(array)[0]
 
-        Where host and device share memory it is a view of that memory: copy what is needed
+    def download_all(self, *arrays: DeviceArray) -> tuple[npt.NDArray[Any], ...]:
+        """The contents of several arrays, as read-only host arrays, waiting once for all.
+
+        Where host and device share memory they are views of that memory: copy what is needed
         after the device array is next written.
+
+        Raises:
+            MachineError: The GPU failed, now or in what it was asked to do before.
         """
-        host = self._read(array)
-        self.traffic.device_to_host_bytes += host.nbytes
-        host.flags.writeable = False
-        return host
+        contents = tuple(self._read(arrays))
+        self.traffic.synchronisations += 1
+        for host in contents:
+            self.traffic.device_to_host_bytes += host.nbytes
+            host.flags.writeable = False
+        return contents
+
+    def mark(self) -> Any:
+        """Marks this moment in the device's work, for `seconds`."""
+        return perf_counter()
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """What the device took from one mark to another.
+
+        Args:
+            first: From `mark`.
+            last: From a later `mark`. Waits for it, so ask behind a download.
+        """
+        return float(last - first)
+
+    def stage_started(self) -> None:
+        """Counts the run of a stage; every stage calls it."""
+        self.traffic.stage_calls += 1
 
     @abstractmethod
     def _write(self, into: DeviceArray, array: npt.NDArray[Any]) -> None:
         """`write` after its checks."""
 
     @abstractmethod
-    def _read(self, array: DeviceArray) -> npt.NDArray[Any]:
-        """`download` before it is counted."""
+    def _read(self, arrays: Sequence[DeviceArray]) -> Sequence[npt.NDArray[Any]]:
+        """`download_all` before it is counted."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from atp_runtime.cli.backend_options import add_backend_options
 from atp_runtime.cli.command import CommandParser, add_output_options, run_command, wants_json
 
 _FORMATS = ("llava", "vqav2", "textvqa", "gqa", "pope", "scienceqa", "mmbench", "seed")
@@ -117,9 +118,7 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show no images: what can be answered from the question alone",
     )
-    group.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads (default: one per core)"
-    )
+    add_backend_options(group)
 
 
 def _add_pruning(parser: argparse.ArgumentParser) -> None:

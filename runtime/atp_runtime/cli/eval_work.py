@@ -44,6 +44,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         max_new_tokens=options.max_new_tokens,
         choice=PruningChoice(options.select, options.keep),
         images=not options.without_images,
+        backend=options.backend,
         threads=options.threads,
         output=options.output,
         restart=options.restart,

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from atp_runtime.cli.backend_options import add_backend_options
 from atp_runtime.cli.command import CommandParser, add_output_options, run_command, wants_json
+from atp_runtime.cli.listen_options import add_listen_option
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,8 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         # Intermixed, as the question may stand before or behind the options.
         options = _parser().parse_intermixed_args(words)
-        from atp_runtime.cli.run_work import answer, chat  # noqa: PLC0415 - see above
+        from atp_runtime.cli.run_work import answer, chat, serve  # noqa: PLC0415 - see above
 
+        if options.listen:
+            return serve(options)
         return chat(options) if options.chat else answer(options)
 
     return run_command("atp-run", work, as_json=wants_json(words), if_interrupted="ask again.")
@@ -53,9 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         "--system", metavar="TEXT", help="the system prompt (default: the chat template's)"
     )
     _add_generation(parser)
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads (default: one per core)"
-    )
+    add_backend_options(parser)
+    add_listen_option(parser)
     parser.add_argument(
         "--stats", action="store_true", help="print tokens kept, times, GFLOP/s, GB/s and memory"
     )

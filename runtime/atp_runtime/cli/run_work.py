@@ -12,6 +12,7 @@ from typing import Any
 
 from atp_runtime.answer import Answer
 from atp_runtime.cli.command import error_document, print_error, print_json, print_note
+from atp_runtime.cli.listen import check_listen, listen
 from atp_runtime.cli.run_pictures import check_pictures, check_prunes, draw_pictures
 from atp_runtime.cli.run_report import answer_document, notes, statistics_lines
 from atp_runtime.conversation import ImageSources
@@ -31,11 +32,24 @@ def answer(options: argparse.Namespace) -> int:
             fix="write the question behind the bundle, or use --chat.",
         )
     generation = _check(options)
-    with Session.open(options.bundle, threads=options.threads) as session:
+    with _open(options) as session:
         document = _Dialogue(session, options, generation, options.image).ask(options.question)
     if options.json:
         print_json(document)
     return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Answers over a socket until it is stopped; returns the exit code."""
+    check_listen(options)
+    return listen(
+        lambda: _open(options),
+        options.listen,
+        mode=options.listen_mode,
+        generation=_check(options),
+        system=options.system,
+        quiet=options.quiet,
+    )
 
 
 def chat(options: argparse.Namespace) -> int:
@@ -48,7 +62,7 @@ def chat(options: argparse.Namespace) -> int:
         )
     generation = _check(options)
     code, turns = 0, []
-    with Session.open(options.bundle, threads=options.threads) as session:
+    with _open(options) as session:
         # Read now: a photo that cannot be read would fail every question.
         photos = [session.model.vision.read(path) for path in options.image]
         dialogue = _Dialogue(session, options, generation, photos)
@@ -62,6 +76,10 @@ def chat(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"turns": turns})
     return code
+
+
+def _open(options: argparse.Namespace) -> Session:
+    return Session.open(options.bundle, backend=options.backend, threads=options.threads)
 
 
 class _Dialogue:

@@ -90,6 +90,7 @@ class Run:
         select: The rule that pruned, "bundle" for the bundle's own.
         keep: Tokens it kept of an image behind each pruning point; empty if that is up to it.
         images: Whether the images were shown.
+        backend: What ran the bundle; its arithmetic may decide a close call otherwise.
     """
 
     version: str
@@ -105,6 +106,7 @@ class Run:
     select: str
     keep: tuple[int, ...]
     images: bool
+    backend: str = "onnxruntime"
 
 
 class AnswerLog:

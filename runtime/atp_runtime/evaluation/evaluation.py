@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from atp_runtime.backends import BACKENDS
 from atp_runtime.errors import InputError
 from atp_runtime.evaluation.answer_log import AnswerLog, DataFile, Run, open_log
 from atp_runtime.evaluation.data_file import Document, sha256
@@ -43,6 +44,7 @@ class Plan:
         max_new_tokens: Longest answer.
         choice: What prunes.
         images: Whether the images are shown.
+        backend: What runs the bundle, see `atp_runtime.backends.open_backend`.
         threads: CPU threads; None lets the backend decide.
         output: Where report and answers go; None is a directory named for bundle and data.
         restart: Whether to drop the answers of an earlier start.
@@ -58,6 +60,7 @@ class Plan:
     max_new_tokens: int = 32
     choice: PruningChoice = field(default_factory=PruningChoice)
     images: bool = True
+    backend: str = BACKENDS[0]
     threads: int | None = None
     output: Path | None = None
     restart: bool = False
@@ -94,7 +97,7 @@ def evaluate(plan: Plan, stream: TextIO | None) -> Report:
     questions = draw(dataset.questions, plan.limit, plan.seed)
     if plan.images:
         check_images(questions)
-    with Session.open(plan.bundle, threads=plan.threads) as session:
+    with Session.open(plan.bundle, backend=plan.backend, threads=plan.threads) as session:
         manifest = session.model.manifest
         select = plan.choice.apply(session.model, plan.seed)
         run = _run(plan, format_, dataset)
@@ -144,4 +147,5 @@ def _run(plan: Plan, format_: Format, dataset: Dataset) -> Run:
         select=plan.choice.rule,
         keep=plan.choice.keep,
         images=plan.images,
+        backend=plan.backend,
     )

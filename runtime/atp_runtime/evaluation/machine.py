@@ -9,7 +9,15 @@ from pathlib import Path
 
 from atp_runtime.evaluation.report import Machine
 
-_PACKAGES = ("atp-llava", "numpy", "onnxruntime", "pillow", "tokenizers")
+_PACKAGES = (
+    "atp-llava",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "pillow",
+    "tensorrt",
+    "tokenizers",
+)
 _CPUINFO, _BOARD = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
 
 

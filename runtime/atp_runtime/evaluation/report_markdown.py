@@ -155,6 +155,7 @@ def _provenance(report: Report) -> str:
         ["format", " ".join(filter(None, (run.format, run.split)))],
         ["behind each question", suffix],
         ["longest answer", f"{run.max_new_tokens} tokens, greedy"],
+        ["backend", run.backend],
         ["software", f"Python {machine.python}, {packages}"],
     ]
     return "## Provenance\n\n" + text_table(["what", "value"], rows)

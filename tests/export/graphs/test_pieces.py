@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from atp_export.compose import StageComposer
+from atp_export.plan import HeadPlan
 from atp_export.stage_graph import StageGraph
 from atp_models.architecture import ModelSpec
 
@@ -273,11 +274,27 @@ def test_large_activations_do_not_overflow_in_fp16(
 def test_the_head_gives_the_logits_of_the_last_position(
     spec: ModelSpec, composer: Composers, dialect: str, tokens: int
 ) -> None:
-    graph = composer(dialect, "fp32").head()
+    graph = composer(dialect, "fp32").head(HeadPlan("head", 0, spec.text.vocabulary))
     weights = random_weights(graph, seed=2)
     hidden = torch.randn(1, tokens, spec.text.hidden, generator=torch.Generator().manual_seed(3))
     logits = Runner(graph, weights)({"hidden_states": hidden})["logits"]
     normed = rms_norm(hidden[:, -1].double(), weights["norm.weight"], spec.text.rms_norm_eps)
     expected = normed @ weights["lm_head.weight"].double().T
     assert logits.shape == (1, spec.text.vocabulary)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+def test_a_part_of_the_head_gives_its_rows_of_the_vocabulary(
+    spec: ModelSpec, composer: Composers, dialect: str
+) -> None:
+    graph = composer(dialect, "fp32").head(HeadPlan("head_1", 192, 320))
+    rows = next(weight for weight in graph.weights if weight.name == "lm_head.weight")
+    assert (graph.name, rows.shape, rows.first_row) == ("head_1", (128, spec.text.hidden), 192)
+    assert rows.skipped_bytes == 192 * spec.text.hidden * 4
+    weights = random_weights(graph, seed=2)
+    hidden = torch.randn(1, 3, spec.text.hidden, generator=torch.Generator().manual_seed(3))
+    logits = Runner(graph, weights)({"hidden_states": hidden})["logits"]
+    normed = rms_norm(hidden[:, -1].double(), weights["norm.weight"], spec.text.rms_norm_eps)
+    expected = normed @ weights["lm_head.weight"].double().T
     torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from atp_export.job import prepare_job
+from atp_export.job import ExportOptions, prepare_job
 from atp_export.parity.modes import available_bytes, choose_mode, full_bytes
 from atp_export.plan import ExportPlan
 
@@ -16,10 +16,7 @@ def plan(tiny: Any) -> ExportPlan:
     job = prepare_job(
         tiny.checkpoint,
         tiny.bundle,
-        precision="fp16",
-        dialect="native",
-        prune_at=None,
-        dense=False,
+        ExportOptions(precision="fp16", dialect="native", prune_at=None, dense=False),
     )
     return job.plan
 

@@ -15,7 +15,7 @@ NAN = Measure("present.0.key", "prefill", None, None, None, passed=False)
 
 def report(*checks: Check) -> ParityReport:
     tolerances = {"stage": Tolerance(0.99, 0.01)}
-    return ParityReport("full", "as asked", "fp16", "native", checks, tolerances, {}, 1.5, False)
+    return ParityReport("full", "as asked", "fp16", ("native",), checks, tolerances, {}, 1.5, False)
 
 
 def test_a_check_passes_when_all_its_measures_do() -> None:

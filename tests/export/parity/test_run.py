@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
-from atp_export.job import prepare_job
-from atp_export.parity import ParityReport, run_parity
+from atp_export.job import ExportOptions, prepare_job
+from atp_export.parity import ParityReport, render_tree, run_parity
+from atp_models.random_configs import tiny_config
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import MANIFEST_NAME, dump_manifest, read_manifest
 
@@ -23,11 +25,13 @@ def parity(
     job = prepare_job(
         checkpoint,
         bundle,
-        precision=manifest.precision,
-        dialect=manifest.dialect,
-        prune_at=cuts or None,
-        dense=not cuts,
-        max_tokens=manifest.axes["tokens"].maximum,
+        ExportOptions(
+            precision=manifest.precision,
+            dialect="both" if manifest.other_dialects else manifest.dialect,
+            prune_at=cuts or None,
+            dense=not cuts,
+            max_tokens=manifest.axes["tokens"].maximum,
+        ),
     )
     said: list[str] = [] if notes is None else notes
     return run_parity(
@@ -144,11 +148,9 @@ def test_text_alone_is_compared_when_no_image_fits(tiny: Any) -> None:
     job = prepare_job(
         tiny.checkpoint,
         tiny.bundle,
-        precision="fp32",
-        dialect="portable",
-        prune_at=None,
-        dense=False,
-        max_tokens=20,
+        ExportOptions(
+            precision="fp32", dialect="portable", prune_at=None, dense=False, max_tokens=20
+        ),
     )
 
     report = run_parity(
@@ -158,3 +160,37 @@ def test_text_alone_is_compared_when_no_image_fits(tiny: Any) -> None:
     assert failures(report) == []
     assert [check.detail for check in report.checks if check.scope == "end to end"] == ["text only"]
     assert report.passed
+
+
+def test_every_dialect_of_a_bundle_is_compared(export_bundle: Any) -> None:
+    made = export_bundle(tiny_config(), dialect="both", prune_at=(2,))
+
+    report = parity(made.checkpoint, made.bundle)
+
+    assert failures(report) == []
+    assert report.passed
+    portable, native = (
+        [check.name for check in report.checks if check.dialect == name] for name in report.dialects
+    )
+    assert portable == native
+    assert len(portable) + len(native) == len(report.checks)
+    assert "native segment_0" in render_tree(report)
+
+
+def test_a_fault_in_the_second_dialect_alone_fails_the_report(
+    export_bundle: Any, tmp_path: Path
+) -> None:
+    made = export_bundle(tiny_config(), dialect="both", prune_at=(2,))
+    bundle = Path(shutil.copytree(made.bundle, tmp_path / "bundle"))
+    head = read_manifest(bundle).stage("head").other_graphs["native"]
+    model = onnx.load(bundle / head, load_external_data=False)
+    norm = next(node for node in model.graph.node if node.op_type == "RMSNormalization")
+    next(part for part in norm.attribute if part.name == "epsilon").f = 1.0
+    onnx.save(model, bundle / head)
+
+    report = parity(made.checkpoint, bundle)
+
+    assert not report.passed
+    wrong = {(check.dialect, check.name) for check in report.checks if not check.passed}
+    assert ("native", "head") in wrong
+    assert {dialect for dialect, _ in wrong} == {"native"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atp_export.job import prepare_job
+from atp_export.job import ExportOptions, prepare_job
 from atp_export.parity import ParityReport, run_parity
 
 LAYER = "model.language_model.layers.{}."
@@ -39,7 +39,9 @@ Tamper = Callable[[Path, str, Callable[[np.ndarray], np.ndarray]], Path]
 
 def parity(checkpoint: Path, bundle: Path, mode: str, precision: str = "fp16") -> ParityReport:
     job = prepare_job(
-        checkpoint, bundle, precision=precision, dialect="portable", prune_at=(3,), dense=False
+        checkpoint,
+        bundle,
+        ExportOptions(precision=precision, dialect="portable", prune_at=(3,), dense=False),
     )
     return run_parity(
         job.checkpoint, job.plan.spec, job.plan, bundle, mode=mode, report=lambda _: None

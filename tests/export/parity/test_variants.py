@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from atp_export.job import prepare_job
+from atp_export.job import ExportOptions, prepare_job
 from atp_export.parity import run_parity
 from atp_export.parity.recording import BundleRun, keep_all
 from atp_export.parity.samples import Prompt, picture
@@ -126,10 +126,12 @@ def check_parity(checkpoint: Path, bundle: Path) -> None:
     job = prepare_job(
         checkpoint,
         bundle,
-        precision=manifest.precision,
-        dialect=manifest.dialect,
-        prune_at=cuts or None,
-        dense=not cuts,
+        ExportOptions(
+            precision=manifest.precision,
+            dialect=manifest.dialect,
+            prune_at=cuts or None,
+            dense=not cuts,
+        ),
     )
 
     for mode in ("full", "sampled"):

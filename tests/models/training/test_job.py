@@ -352,12 +352,12 @@ def test_options_that_contradict_are_refused_before_any_work(
 def test_the_exporter_takes_a_trained_checkpoint(
     make_checkpoint: MakeCheckpoint, data: Path, tmp_path: Path
 ) -> None:
-    from atp_export.job import prepare_job  # noqa: PLC0415
+    from atp_export.job import ExportOptions, prepare_job  # noqa: PLC0415
 
     run_job(job_of(make_checkpoint(), data, tmp_path / "out", mode="lora", max_steps=1), Notes())
 
     options = {"precision": "fp32", "dialect": "portable", "prune_at": None, "dense": False}
-    job = prepare_job(tmp_path / "out", tmp_path / "bundle", **options)
+    job = prepare_job(tmp_path / "out", tmp_path / "bundle", ExportOptions(**options))
 
     assert job.notice is None
     assert len(job.plan.segments) == 4

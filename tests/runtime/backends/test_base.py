@@ -1,14 +1,29 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from tests.runtime.backends.host_engines import host_backend
 
 from atp_runtime.backends import open_backend
 from atp_runtime.backends.base import ALIGNMENT, Backend, DeviceBuffer, item_size
 from atp_runtime.errors import InputError, MachineError
 
+ALL: dict[str, Callable[[], Backend]] = {
+    "onnxruntime": lambda: open_backend(threads=1),
+    "tensorrt": host_backend,
+    "tensorrt, shared memory": lambda: host_backend(integrated=True),
+}
 
-@pytest.fixture(scope="module")
-def backend() -> Backend:
-    return open_backend(threads=1)
+
+@pytest.fixture(params=ALL)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return ALL[request.param]()
+
+
+def test_open_backend_wants_no_threads_for_a_gpu() -> None:
+    with pytest.raises(InputError, match="threads: 2") as raised:
+        open_backend("tensorrt", threads=2)
+    assert "tensorrt runs on the GPU" in raised.value.why
 
 
 def test_open_backend_names_what_there_is_when_the_name_is_unknown() -> None:
@@ -49,15 +64,16 @@ def test_array_may_be_empty_at_the_very_end() -> None:
 
 @pytest.mark.parametrize("nbytes", [0, 1, 1000])
 def test_allocate_gives_aligned_memory_that_is_never_null(backend: Backend, nbytes: int) -> None:
-    buffer = backend.allocate(nbytes)
-    assert buffer.nbytes == nbytes
-    assert buffer.address > 0
-    assert buffer.address % ALIGNMENT == 0
+    for buffer in (backend.allocate(nbytes), backend.allocate_shared(nbytes)):
+        assert buffer.nbytes == nbytes
+        assert buffer.address > 0
+        assert buffer.address % ALIGNMENT == 0
 
 
 def test_allocate_raises_when_the_machine_has_not_that_much(backend: Backend) -> None:
-    with pytest.raises(MachineError, match="bytes of memory"):
-        backend.allocate(1 << 60)
+    for allocate in (backend.allocate, backend.allocate_shared):
+        with pytest.raises(MachineError, match="memory"):
+            allocate(1 << 60)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int64"])
@@ -80,12 +96,22 @@ def test_upload_is_a_copy(backend: Backend) -> None:
     assert backend.download(on_device).tolist() == [0, 0, 0]
 
 
-def test_download_is_a_read_only_view_on_the_cpu(backend: Backend) -> None:
+def test_download_is_a_read_only_view_on_the_cpu() -> None:
+    backend = open_backend(threads=1)
     on_device = backend.upload(np.zeros(3, dtype=np.float32))
     view = backend.download(on_device)
     backend.write(on_device, np.ones(3, dtype=np.float32))
     assert view.tolist() == [1, 1, 1]
     assert not view.flags.writeable
+
+
+def test_download_all_gives_each_array_and_waits_once(backend: Backend) -> None:
+    arrays = [np.arange(3.0, dtype=np.float32), np.arange(4), np.empty((2, 0), np.float16)]
+    back = backend.download_all(*map(backend.upload, arrays))
+    for found, wanted in zip(back, arrays, strict=True):
+        np.testing.assert_array_equal(found, wanted, strict=True)
+        assert not found.flags.writeable
+    assert backend.traffic.synchronisations == 1
 
 
 def test_write_changes_only_its_part_of_a_buffer(backend: Backend) -> None:
@@ -104,8 +130,7 @@ def test_write_raises_when_shape_or_dtype_differ(backend: Backend, array: np.nda
         backend.write(into, array)
 
 
-def test_copy_stays_on_the_device() -> None:
-    backend = open_backend(threads=1)
+def test_copy_stays_on_the_device(backend: Backend) -> None:
     source = backend.upload(np.arange(3, dtype=np.float32))
     into = backend.allocate(12).array((3,), "float32")
     before = backend.traffic.host_to_device_bytes
@@ -115,11 +140,30 @@ def test_copy_stays_on_the_device() -> None:
     assert backend.download(into).tolist() == [0, 1, 2]
 
 
-def test_traffic_counts_bytes_in_both_directions() -> None:
-    backend = open_backend(threads=1)
+def test_copy_and_write_happen_in_the_order_they_were_asked_for(backend: Backend) -> None:
+    for allocate in (backend.allocate, backend.allocate_shared):
+        first, second = (allocate(12).array((3,), "float32") for _ in range(2))
+        backend.write(first, np.ones(3, dtype=np.float32))
+        backend.copy(second, first)
+        backend.write(first, np.full(3, 2, dtype=np.float32))
+        backend.copy(first, second)
+        backend.write(second, np.full(3, 3, dtype=np.float32))
+        assert [it.tolist() for it in backend.download_all(first, second)] == [[1] * 3, [3] * 3]
+
+
+def test_marks_tell_the_time_between_them(backend: Backend) -> None:
+    first = backend.mark()
+    on_device = backend.upload(np.zeros(3, dtype=np.float32))
+    last = backend.mark()
+    backend.download(on_device)
+    assert 0 < backend.seconds(first, last) < 60
+
+
+def test_traffic_counts_bytes_in_both_directions(backend: Backend) -> None:
     on_device = backend.upload(np.zeros(3, dtype=np.float32))
     backend.write(on_device, np.ones(3, dtype=np.float32))
     backend.download(on_device)
     assert backend.traffic.host_to_device_bytes == 24
     assert backend.traffic.device_to_host_bytes == 12
     assert backend.traffic.stage_calls == 0
+    assert backend.traffic.synchronisations == 1

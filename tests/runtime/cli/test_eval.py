@@ -164,6 +164,8 @@ def test_other_run_in_the_same_directory_is_refused_until_it_may_start_afresh(
         (("--seed", "-1"), "--seed -1"),
         (("--max-new-tokens", "0"), "--max-new-tokens 0"),
         (("--threads", "0"), "threads: 0"),
+        (("--backend", "tpu"), "argument --backend: invalid choice: 'tpu'"),
+        (("--backend", "tensorrt", "--threads", "2"), "threads: 2"),
         (("--split", "val"), "--split with LLaVA conversations"),
         (("--no-circular",), "--no-circular with LLaVA conversations"),
         (("--no-such-option",), "unrecognized arguments: --no-such-option"),

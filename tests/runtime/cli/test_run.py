@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from atp_models.random_configs import tiny_config
+from atp_runtime.backends import BACKENDS
+from atp_runtime.cli import backend_options
 from atp_runtime.cli.run import main
 from atp_runtime.generation import GenerationOptions
 from atp_runtime.sampling import SamplingOptions
@@ -296,6 +298,8 @@ def test_chat_ends_at_once_when_a_photo_is_damaged(atp_run: AtpRun, tmp_path: Pa
         (("What?", "--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("What?", "--threads", "0"), "threads: 0"),
         (("What?", "--threads", "99999"), "threads: 99999"),
+        (("What?", "--backend", "tpu"), "argument --backend: invalid choice: 'tpu'"),
+        (("What?", "--backend", "tensorrt", "--threads", "2"), "threads: 2"),
         (("What?", "--stop", ""), "a stop string is empty"),
         (("What?", "--system", "<image>"), "the system prompt contains <image>"),
         (("What?", "--no-such-option"), "unrecognized arguments: --no-such-option"),
@@ -312,6 +316,22 @@ def test_wrong_input_is_refused_with_code_2(
     assert "\n  why: " in ran.err
     assert "\n  fix: " in ran.err
     assert atp_run(*words, "--json").document["error"]["exit_code"] == 2
+
+
+@pytest.mark.parametrize("words", [("What?",), ("--chat",)])
+def test_backend_that_is_not_installed_is_the_machines_fault(
+    atp_run: AtpRun, monkeypatch: pytest.MonkeyPatch, words: Sequence[str]
+) -> None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    ran = atp_run(*words, "--backend", "tensorrt")
+    assert (ran.code, ran.out) == (3, "")
+    assert "atp-run: TensorRT cannot be loaded" in ran.err
+    assert "--backend onnxruntime" in ran.err
+
+
+def test_backends_are_those_that_exist() -> None:
+    assert backend_options._NAMES == BACKENDS
 
 
 def test_bundle_is_refused_when_there_is_none(atp_run: AtpRun, tmp_path: Path) -> None:

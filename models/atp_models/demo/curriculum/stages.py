@@ -26,8 +26,9 @@ class Stage:
         most_pictures: Scenes with more pictures come later: what "the dog" and "at the top"
             mean is learnt where little else could be meant.
         easy_vqa: Whether easy-VQA's questions are asked, too.
-        steps: Of the optimiser.
+        steps: Of the optimiser; 0 fits thresholds to samples, without gradients.
         rows: Per step; an image with all its questions in dense training, else a question.
+            A fit looks at this many samples.
         learning_rate: Of LoRA and projector.
         strides: Of the grids of visual tokens that enter, in dense training; an image draws one.
         target_tokens: Visual tokens averaged over all layers; None trains without pruning.
@@ -38,7 +39,7 @@ class Stage:
     easy_vqa: bool
     steps: int
     rows: int
-    learning_rate: float
+    learning_rate: float = 0.0
     strides: tuple[int, ...] = (1,)
     target_tokens: int | None = None
 
@@ -51,33 +52,40 @@ class Stage:
             work: Holds the data sets and gets the result, `work / name`.
         """
         how = {
-            "--mode": "lora",
-            "--learning-rate": self.learning_rate,
-            "--max-steps": self.steps,
             "--seed": SEED,
             "--validation-data": work / "validation.json",
             "--validation-limit": _VALIDATION,
             "--images": work,
             "--cache-features": work / "features",
+            **(self._learning() if self.steps else {"--samples": self.rows}),
+        }
+        if self.target_tokens is not None:
+            how |= {"--target-tokens": self.target_tokens}
+        options = [word for name, value in how.items() for word in (name, str(value))]
+        kind = [] if self.steps else ["--fit-thresholds"]
+        kind += ["--dense"] if self.target_tokens is None else []
+        return [str(checkpoint), str(data), str(work / self.name), *options, *kind]
+
+    def _learning(self) -> dict[str, object]:
+        how: dict[str, object] = {
+            "--mode": "lora",
+            "--learning-rate": self.learning_rate,
+            "--max-steps": self.steps,
         }
         if self.target_tokens is None:
             # One by one: packed rows differ in length, and alone they need no mask.
-            how |= {"--batch-size": 1, "--accumulate": self.rows}
-            how |= {"--pack": _PACK, "--visual-tokens-stride": ",".join(map(str, self.strides))}
-        else:
-            # Together: the batch's mean is to meet the target, not each prompt alone.
-            how |= {"--batch-size": self.rows, "--target-tokens": self.target_tokens}
-            how |= {"--lambda-atp": 0.01}
-        options = [word for name, value in how.items() for word in (name, str(value))]
-        dense = ["--dense"] if self.target_tokens is None else []
-        return [str(checkpoint), str(data), str(work / self.name), *options, *dense]
+            how |= {"--batch-size": 1, "--accumulate": self.rows, "--pack": _PACK}
+            return how | {"--visual-tokens-stride": ",".join(map(str, self.strides))}
+        # Together: the batch's mean is to meet the target, not each prompt alone.
+        return how | {"--batch-size": self.rows, "--lambda-atp": 0.01}
 
 
 STAGES = (
     Stage("1-few-pictures", 3, False, steps=90, rows=5, learning_rate=1.5e-3, strides=(2,)),
     Stage("2-more-pictures", 6, False, steps=110, rows=5, learning_rate=1.2e-3, strides=(2,)),
-    Stage("3-all-pictures", 12, True, steps=900, rows=5, learning_rate=1e-3, strides=(1, 2, 3)),
-    Stage("4-pruned", 12, True, steps=150, rows=4, learning_rate=2e-4, target_tokens=144),
+    Stage("3-all-pictures", 12, True, steps=100, rows=5, learning_rate=1e-3, strides=(1, 2, 3)),
+    Stage("4-longer", 12, True, steps=480, rows=5, learning_rate=1e-3, strides=(1, 2, 3)),
+    Stage("5-thresholds", 12, False, steps=0, rows=96, target_tokens=144),
 )
 
 

@@ -18,7 +18,13 @@ def test_every_stage_is_a_command_that_atp_train_understands(stage: Stage, tmp_p
     assert options.dense == (stage.target_tokens is None)
     assert options.visual_tokens_stride == stage.strides
     assert options.target_tokens == stage.target_tokens
-    assert options.batch_size * options.accumulate == stage.rows
+    assert options.fit_thresholds == (stage.steps == 0)
+    if stage.steps:
+        assert options.max_steps == stage.steps
+        assert options.learning_rate == stage.learning_rate
+        assert options.batch_size * options.accumulate == stage.rows
+    else:
+        assert options.samples == stage.rows
 
 
 def test_the_last_stage_prunes_and_the_others_do_not() -> None:

@@ -1,0 +1,162 @@
+"""Finds the engines of a bundle that this machine can run, and checks them before they are used."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from atp_runtime import stamps
+from atp_runtime.bundle import Bundle
+from atp_runtime.engine_set import (
+    ENGINES_DIRECTORY,
+    ENGINES_NAME,
+    Engine,
+    EngineSet,
+    Target,
+    read_engine_set,
+)
+from atp_runtime.errors import CheckFailedError, InputError, MachineError
+from atp_runtime.manifest import Stage
+
+_BUILD = "build the engines on this machine: atp-export engines BUNDLE."
+_AGAIN = "build them again: atp-export engines BUNDLE."
+_STAMPED_FROM = 32 << 20  # bytes; below, hashing takes a few hundredths of a second
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """The engines for this machine.
+
+    Attributes:
+        directory: Theirs, relative to the bundle.
+        engines: What `engines.json` says.
+    """
+
+    directory: str
+    engines: EngineSet
+
+
+def find_engines(bundle: Bundle, target: Target) -> EngineFiles:
+    """The engines that were built for exactly this TensorRT and this GPU.
+
+    Raises:
+        InputError: There are none, or what lists them is malformed.
+    """
+    directory = target.directory
+    if (bundle.path(directory) / ENGINES_NAME).is_file():
+        engines = read_engine_set(bundle.path(directory))
+        if engines.target == target:
+            return EngineFiles(directory, engines)
+    found = _others(bundle)
+    others = f"there are engines for {'; '.join(found)}. " if found else ""
+    raise InputError(
+        f"{bundle.root}: no engines for {_describe(target)}",
+        why=f"{others}An engine runs with the TensorRT and on the GPU it was built for, only.",
+        fix=_BUILD,
+    )
+
+
+def checked_plan(bundle: Bundle, files: EngineFiles, stage: Stage) -> tuple[Engine, Path]:
+    """A stage's engine and its plan, which is the file that was built, of this bundle's graph.
+
+    A big plan is not hashed again that was hashed before on this machine and has not changed.
+
+    Args:
+        bundle: An open one.
+        files: Its engines.
+        stage: One of its stages.
+
+    Raises:
+        InputError: There is no engine, it is of other files than the bundle has, or its plan is
+            missing or too short.
+        CheckFailedError: The plan is not the one that was built.
+        MachineError: It cannot be read.
+    """
+    engine = files.engines.engines.get(stage.name)
+    if engine is None:
+        raise InputError(
+            f"{bundle.root / files.directory}: no engine for stage {stage.name}",
+            why="it was not built yet, or the build was interrupted.",
+            fix="run atp-export engines BUNDLE on this machine; it goes on where it stopped.",
+        )
+    _check_sources(bundle, stage, engine)
+    path = bundle.path(f"{files.directory}/{engine.file}")
+    _check_size(path, engine)
+    big = engine.record.bytes >= _STAMPED_FROM
+    if not (big and stamps.is_stamped(path, engine.record.sha256)):
+        _check_hash(path, engine, remember=big)
+    return engine, path
+
+
+def _check_sources(bundle: Bundle, stage: Stage, engine: Engine) -> None:
+    """A bundle copied over an older one leaves the engines of that in place."""
+    for name, sha256 in engine.sources.items():
+        record = bundle.manifest.files.get(name)
+        if record is None or record.sha256 != sha256:
+            raise InputError(
+                f"{bundle.root}: the engine of stage {stage.name} is not of this bundle",
+                why=f"it was built from another {name}; its answers would be another model's.",
+                fix=_AGAIN,
+            )
+
+
+def _check_size(path: Path, engine: Engine) -> None:
+    size = path.stat().st_size if path.is_file() else None
+    if size is None or size < engine.record.bytes:
+        raise InputError(
+            f"{path}: {'missing' if size is None else f'{size} bytes'}",
+            why=f"it had {engine.record.bytes} bytes when it was built.",
+            fix=_AGAIN,
+        )
+    if size > engine.record.bytes:
+        raise _changed(path, f"{size} bytes instead of {engine.record.bytes}")
+
+
+def _check_hash(path: Path, engine: Engine, *, remember: bool) -> None:
+    try:
+        status, found = path.stat(), _sha256(path)
+    except OSError as error:
+        raise MachineError(
+            f"{path}: {error.strerror or error}",
+            why="the engine cannot be read.",
+            fix="check the permissions and the disk.",
+        ) from error
+    if found != engine.record.sha256:
+        raise _changed(path, f"SHA-256 {found[:12]}... instead of {engine.record.sha256[:12]}...")
+    if remember:
+        stamps.stamp(path, found, status)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as opened:
+        while block := opened.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _changed(path: Path, difference: str) -> CheckFailedError:
+    return CheckFailedError(
+        f"{path}: {difference}",
+        why="it is not the engine that was built: damaged, or changed by someone, and an engine "
+        "is a program that runs with your rights.",
+        fix=f"do not use it; {_AGAIN}",
+    )
+
+
+def _others(bundle: Bundle) -> list[str]:
+    """What the bundle has engines for; a set that cannot be read counts as one of that name."""
+    found = []
+    for path in sorted(bundle.root.glob(f"{ENGINES_DIRECTORY}/*/{ENGINES_NAME}")):
+        try:
+            found.append(_describe(read_engine_set(path.parent).target))
+        except InputError:
+            found.append(f"{path.parent.name} (unreadable)")
+    return found
+
+
+def _describe(target: Target) -> str:
+    library = "TensorRT" if target.library == "tensorrt" else "TensorRT for RTX"
+    return f"{library} {target.version} on {target.gpu} (SM {target.sm // 10}.{target.sm % 10})"

@@ -1,0 +1,107 @@
+"""The interface between the TensorRT backend and TensorRT itself.
+
+It is as TensorRT has it: a context remembers profile, shapes and addresses from run to run, and
+a change of profile voids the shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from atp_runtime.backends.device import Device
+
+
+class EngineError(Exception):
+    """A library could not do what it was asked to.
+
+    Attributes:
+        out_of_memory: Whether that is the reason.
+    """
+
+    def __init__(self, reason: str, *, out_of_memory: bool = False) -> None:
+        super().__init__(reason)
+        self.out_of_memory = out_of_memory
+
+
+@dataclass(frozen=True)
+class EngineTensor:
+    """An input or output of an engine.
+
+    Attributes:
+        name: Its name.
+        dtype: As NumPy calls it.
+        is_input: Whether the engine reads it.
+        on_device: Whether it lies in device memory; inputs that shapes depend on do not.
+    """
+
+    name: str
+    dtype: str
+    is_input: bool
+    on_device: bool
+
+
+class PlanEngine(Protocol):
+    """A loaded plan with one context on the device's stream; every method may raise EngineError."""
+
+    @property
+    def tensors(self) -> tuple[EngineTensor, ...]:
+        """Inputs and outputs."""
+        ...
+
+    @property
+    def profiles(self) -> int:
+        """How many optimisation profiles it has."""
+        ...
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Device memory that the context needs while it runs."""
+        ...
+
+    def set_scratch(self, address: int, nbytes: int) -> None:
+        """Where that memory is."""
+        ...
+
+    def set_profile(self, index: int) -> None:
+        """Chooses a profile; every input's shape must then be set again."""
+        ...
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Sets an input's shape."""
+        ...
+
+    def set_address(self, name: str, address: int) -> None:
+        """Sets where an input or output is."""
+        ...
+
+    def enqueue(self) -> None:
+        """Enqueues a run."""
+        ...
+
+    def close(self) -> None:
+        """Gives context and weights back; nothing may be running."""
+        ...
+
+
+class EngineLibrary(Protocol):
+    """TensorRT, or TensorRT for RTX."""
+
+    @property
+    def name(self) -> str:
+        """The Python module's name: "tensorrt" or "tensorrt_rtx"."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """In full: plans load in no other."""
+        ...
+
+    def load(self, plan: Path, device: Device) -> PlanEngine:
+        """Loads a plan for a device.
+
+        Raises:
+            EngineError: It cannot.
+        """
+        ...

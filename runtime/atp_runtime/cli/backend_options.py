@@ -1,0 +1,25 @@
+"""Which backend runs a bundle, as `atp-run` and `atp-eval` ask for it.
+
+Nothing is imported for it, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+# As atp_runtime.backends.BACKENDS, whose import takes NumPy's time.
+_NAMES = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+
+
+def add_backend_options(group: argparse._ActionsContainer) -> None:
+    """Adds `--backend` and `--threads` to a parser or to a group of it."""
+    group.add_argument(
+        "--backend",
+        choices=_NAMES,
+        default=_NAMES[0],
+        help="what runs the bundle: ONNX Runtime on the CPU (default) or with its CUDA or TensorRT "
+        "provider, or TensorRT with engines that atp-export engines built on this machine",
+    )
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default: one per core)"
+    )

@@ -1,0 +1,366 @@
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.runtime.backends.host_device import HostDevice
+from tests.runtime.backends.host_engines import (
+    HostEngine,
+    HostLibrary,
+    host_backend,
+    write_engines,
+)
+from tests.runtime.conftest import _segment
+
+from atp_runtime.backends import open_backend
+from atp_runtime.backends.base import DeviceArray, LoadedStage
+from atp_runtime.backends.engine_library import EngineError, EngineTensor
+from atp_runtime.backends.tensorrt import TensorRtBackend
+from atp_runtime.bundle import Bundle
+from atp_runtime.chunk import Chunk
+from atp_runtime.decoder import SegmentedDecoder
+from atp_runtime.engine_set import EngineSet
+from atp_runtime.errors import CheckFailedError, InputError, MachineError
+from atp_runtime.manifest import Manifest, read_manifest
+from atp_runtime.selection import Selection
+
+SEGMENT = "segment_1"  # of one layer, before a pruning point
+HIDDEN, KV = 8, (2, 4)
+ROW = 64  # positions whose keys fill a multiple of 256 bytes
+
+Arrays = dict[str, DeviceArray]
+
+
+def keep_all(_point: object, _self: object, _cross: object, _text: bool, visual) -> Selection:
+    return Selection(np.ones(len(visual), dtype=np.bool_))
+
+
+@dataclass
+class Bench:
+    """A loaded segment with inputs and outputs to run it on."""
+
+    bundle: Bundle
+    library: HostLibrary
+    device: HostDevice
+    backend: TensorRtBackend
+    stage: LoadedStage
+
+    @classmethod
+    def of(cls, root: Path) -> "Bench":
+        library, device = HostLibrary(), HostDevice()
+        backend, bundle = TensorRtBackend(device, library), Bundle.open(root)
+        stage = backend.load(bundle, bundle.manifest.stage(SEGMENT))
+        return cls(bundle, library, device, backend, stage)
+
+    @property
+    def engine(self) -> HostEngine:
+        return self.library.engines[SEGMENT]
+
+    def inputs(self, tokens: int, past: int) -> Arrays:
+        random = np.random.default_rng(tokens)
+        upload = self.backend.upload
+        keys = [random.normal(size=(1, past, *KV)).astype(np.float32) for _ in range(2)]
+        return {
+            "hidden_states": upload(random.normal(size=(1, tokens, HIDDEN)).astype(np.float32)),
+            "keep_indices": upload(np.arange(tokens)),
+            "position_ids": upload(past + np.arange(tokens)[np.newaxis]),
+            "past_key_values.2.key": upload(keys[0]),
+            "past_key_values.2.value": upload(keys[1]),
+            "visual_weights": upload(np.ones(tokens, dtype=np.float32)),
+            "text_rows": upload(np.zeros(1, dtype=np.int64)),
+            "text_weights": upload(np.ones(1, dtype=np.float32)),
+        }
+
+    def outputs(self, tokens: int, offset: int = 0) -> Arrays:
+        shapes = {
+            "hidden_states_out": (1, tokens, HIDDEN),
+            "present.2.key": (1, tokens, *KV),
+            "present.2.value": (1, tokens, *KV),
+            "scores.self": (tokens,),
+            "scores.cross": (tokens,),
+        }
+        blocks = {name: self.backend.allocate(1 << 14) for name in shapes}
+        return {
+            name: blocks[name].array(shape, "float32", offset) for name, shape in shapes.items()
+        }
+
+    def told(self, inputs: Arrays, outputs: Arrays) -> dict[str, int]:
+        """What the engine is told for one more run."""
+        before = self.engine.told.copy()
+        self.stage.run(inputs, outputs)
+        return dict(self.engine.told - before)
+
+
+@pytest.fixture
+def bench(built: Path) -> Bench:
+    return Bench.of(built)
+
+
+# What the context is told
+
+
+def test_context_is_told_everything_once_and_then_nothing_that_stayed(bench: Bench) -> None:
+    inputs, outputs = bench.inputs(4, 3), bench.outputs(4)
+    first = {"profile": 1, "scratch": 1, "shape": 8, "address": 13, "run": 1}
+    assert bench.told(inputs, outputs) == first
+    assert bench.told(inputs, outputs) == {"run": 1}
+
+
+def test_context_is_told_the_lengths_of_a_past_that_grew_where_it_was(bench: Bench) -> None:
+    inputs, outputs = bench.inputs(4, 0), bench.outputs(4)
+    blocks = {name: bench.backend.allocate(1 << 14) for name in inputs if "past" in name}
+    for past in (0, 4):
+        grown = {name: it.array((1, past, *KV), "float32") for name, it in blocks.items()}
+        told = bench.told(inputs | grown, outputs)
+    assert told == {"shape": 2, "run": 1}
+
+
+def test_context_is_told_every_shape_again_when_the_profile_changes(bench: Bench) -> None:
+    prompt, step = bench.inputs(4, 0), bench.inputs(1, 4)
+    outputs = bench.outputs(4), bench.outputs(1)
+    bench.stage.run(prompt, outputs[0])
+    told = bench.told(step, outputs[1])
+    assert (told["profile"], told["shape"]) == (1, 8)
+    told = bench.told(step, outputs[1])
+    assert told == {"run": 1}
+    told = bench.told(prompt, outputs[0])
+    assert (told["profile"], told["shape"]) == (1, 8)
+
+
+def test_stage_runs_again_after_a_run_failed(bench: Bench) -> None:
+    inputs, outputs = bench.inputs(4, 0), bench.outputs(4)
+    bench.library.fault = EngineError("no")
+    with pytest.raises(MachineError):
+        bench.stage.run(inputs, outputs)
+    bench.library.fault = None
+    assert bench.told(inputs, outputs) == {"run": 1}
+    assert np.isfinite(bench.backend.download(outputs["hidden_states_out"])).all()
+
+
+# Addresses
+
+
+def test_arrays_at_any_address_are_read_and_written(bench: Bench) -> None:
+    inputs, aligned, shifted = bench.inputs(3, 2), bench.outputs(3), bench.outputs(3, offset=36)
+    bench.stage.run(inputs, aligned)
+    wide = bench.backend.allocate(1 << 12).array((1, 3, HIDDEN), "float32", 100)
+    bench.backend.copy(wide, inputs["hidden_states"])
+    copies = bench.device.counts["copy"]
+    bench.stage.run(inputs | {"hidden_states": wide}, shifted)
+    assert bench.device.counts["copy"] - copies == 1 + len(shifted)
+    for name, array in aligned.items():
+        found, wanted = bench.backend.download_all(shifted[name], array)
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_aligned_arrays_are_not_copied(bench: Bench) -> None:
+    bench.stage.run(bench.inputs(3, ROW), bench.outputs(3))
+    assert bench.device.counts["copy"] == 0
+
+
+def test_past_without_positions_has_an_address(bench: Bench) -> None:
+    outputs = bench.outputs(2)
+    bench.stage.run(bench.inputs(2, 0), outputs)
+    assert np.isfinite(bench.backend.download(outputs["hidden_states_out"])).all()
+
+
+# Scratch memory
+
+
+def test_engines_share_one_scratch_memory_as_large_as_the_largest_wants(bench: Bench) -> None:
+    assert bench.backend.scratch.nbytes == bench.engine.scratch_bytes == 3000
+    free = bench.device.memory().free
+    for name in ("segment_0", "head"):
+        bench.backend.load(bench.bundle, bench.bundle.manifest.stage(name))
+    assert bench.device.memory().free == free
+
+
+def test_engine_follows_when_the_scratch_memory_moves(bench: Bench) -> None:
+    inputs, outputs = bench.inputs(2, 0), bench.outputs(2)
+    bench.stage.run(inputs, outputs)
+    bench.engine.scratch_bytes = 9000  # as if a larger stage were loaded now
+    bench.backend._provide_scratch(9000)
+    assert bench.told(inputs, outputs)["scratch"] == 1
+
+
+# What is refused
+
+
+def test_run_names_axis_limit_and_option_when_a_length_is_beyond_every_profile(
+    bench: Bench,
+) -> None:
+    with pytest.raises(InputError, match="segment_1: the axis 'tokens' has length 65") as raised:
+        bench.stage.run(bench.inputs(65, 0), bench.outputs(65))
+    assert "built for 64 at most" in raised.value.why
+    assert "atp-export engines BUNDLE --max-tokens 65" in raised.value.fix
+    assert bench.engine.told["run"] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b: {"position_ids": b.inputs(3, 0)["position_ids"]},
+        lambda b: {"past_key_values.2.value": b.inputs(2, 5)["past_key_values.2.value"]},
+        lambda b: {"keep_indices": b.backend.upload(np.arange(2, dtype=np.float32))},
+    ],
+)
+def test_run_refuses_an_input_that_does_not_fit_the_others(
+    bench: Bench, change: Callable[[Bench], Arrays]
+) -> None:
+    given = change(bench)
+    with pytest.raises(InputError, match=f"stage segment_1: {next(iter(given))} is"):
+        bench.stage.run(bench.inputs(2, 0) | given, bench.outputs(2))
+    assert bench.engine.told["run"] == 0
+
+
+def test_run_refuses_an_output_that_is_too_short(bench: Bench) -> None:
+    outputs = bench.outputs(3) | {"scores.self": bench.outputs(2)["scores.self"]}
+    with pytest.raises(InputError, match=r"scores\.self is float32 \[2\]") as raised:
+        bench.stage.run(bench.inputs(3, 0), outputs)
+    assert "must be float32 [3]" in raised.value.why
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (EngineError("Error Code 1: Cuda Runtime"), "segment_1: Error Code 1: Cuda Runtime"),
+        (EngineError("no", out_of_memory=True), "segment_1: not enough GPU memory"),
+    ],
+)
+def test_failure_of_a_run_is_the_machines(bench: Bench, fault: EngineError, said: str) -> None:
+    bench.library.fault = fault
+    with pytest.raises(MachineError, match=said):
+        bench.stage.run(bench.inputs(2, 0), bench.outputs(2))
+
+
+def test_load_checks_the_plan_before_tensorrt_sees_it(own_bundle: Path) -> None:
+    engines = write_engines(own_bundle)
+    plan = own_bundle / engines.target.directory / f"{SEGMENT}.plan"
+    plan.write_bytes(b"?" * engines.engines[SEGMENT].record.bytes)
+    with pytest.raises(CheckFailedError, match="SHA-256"):
+        Bench.of(own_bundle)
+
+
+class RefusingLibrary(HostLibrary):
+    """One whose engines cannot be loaded."""
+
+    def load(self, plan: Path, device: object) -> HostEngine:
+        raise self.fault or EngineError("Version tag does not match")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "said"),
+    [
+        (None, InputError, "segment_1: Version tag does not match"),
+        (EngineError("OOM", out_of_memory=True), MachineError, "not enough GPU memory"),
+    ],
+)
+def test_load_tells_what_tensorrt_says(
+    built: Path, fault: EngineError | None, kind: type[Exception], said: str
+) -> None:
+    library = RefusingLibrary()
+    library.fault = fault
+    bundle = Bundle.open(built)
+    with pytest.raises(kind, match=said):
+        TensorRtBackend(HostDevice(), library).load(bundle, bundle.manifest.stage(SEGMENT))
+
+
+def test_load_says_so_when_memory_does_not_suffice(built: Path) -> None:
+    bundle = Bundle.open(built)
+    backend = TensorRtBackend(HostDevice(capacity=2999), HostLibrary())
+    with pytest.raises(MachineError, match="3000 bytes of GPU memory"):
+        backend.load(bundle, bundle.manifest.stage(SEGMENT))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (EngineTensor("extra", "int64", is_input=True, on_device=True), "see int64 extra"),
+        (EngineTensor("scores.new", "float32", is_input=False, on_device=True), "scores.new"),
+    ],
+)
+def test_load_names_the_tensor_that_manifest_and_engine_do_not_share(
+    built: Path, monkeypatch: pytest.MonkeyPatch, tensor: EngineTensor, said: str
+) -> None:
+    own = HostEngine.tensors.fget
+    monkeypatch.setattr(HostEngine, "tensors", property(lambda self: (*own(self), tensor)))
+    with pytest.raises(InputError, match=said) as raised:
+        Bench.of(built)
+    assert "atp-export engines" in raised.value.fix
+
+
+def test_load_refuses_an_engine_that_wants_an_input_on_the_host(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = HostEngine.tensors.fget
+
+    def one_on_host(self: HostEngine) -> tuple[EngineTensor, ...]:
+        return tuple(replace(it, on_device=it.name != "text_rows") for it in own(self))
+
+    monkeypatch.setattr(HostEngine, "tensors", property(one_on_host))
+    with pytest.raises(InputError, match="wants text_rows in host memory"):
+        Bench.of(built)
+
+
+def test_load_refuses_profiles_that_are_not_the_engines(own_bundle: Path) -> None:
+    def without_decode(engines: EngineSet) -> EngineSet:
+        engine = engines.engines[SEGMENT]
+        fewer = replace(engine, profiles=engine.profiles[:1])
+        return replace(engines, engines={**engines.engines, SEGMENT: fewer})
+
+    write_engines(own_bundle, change=without_decode)
+    with pytest.raises(InputError, match="its engine's profiles"):
+        Bench.of(own_bundle)
+
+
+# Whole decoders
+
+
+def test_stage_is_closed_only_when_nothing_runs(bench: Bench) -> None:
+    bench.stage.run(bench.inputs(2, 0), bench.outputs(2))
+    bench.stage.close()
+    assert bench.engine.closed
+
+
+def test_decoder_has_no_room_when_an_engine_admits_no_longer_past(own_bundle: Path) -> None:
+    write_engines(own_bundle, longest=10)
+    backend = TensorRtBackend(HostDevice(), HostLibrary())
+    hidden = np.ones((1, 9, HIDDEN), dtype=np.float32)
+    with SegmentedDecoder(Bundle.open(own_bundle), backend, 64) as decoder:
+        decoder.prefill(hidden, Chunk.text(9), keep_all)
+        for past in (9, 10):
+            assert decoder.state.lengths[0] == past
+            assert decoder.has_room()
+            decoder.decode(hidden[:, :1])
+        assert not decoder.has_room()
+        before = decoder.state
+        with pytest.raises(InputError, match="the axis 'past' has length 11"):
+            decoder.decode(hidden[:, :1])
+        assert decoder.state == before
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+def test_inputs_of_a_segment_are_not_overwritten_when_nothing_is_pruned_behind_it(
+    own_bundle: Path, write_files: Callable[[Path, Manifest], None], integrated: bool
+) -> None:
+    """Nobody waits for its scores, so it has not run yet when those of the next are written."""
+    (own_bundle / f"onnx/{SEGMENT}.onnx").unlink()
+    plain = _segment(own_bundle, SEGMENT, (2, 3), pruned=False)
+    manifest = read_manifest(own_bundle)
+    stages = tuple(plain if it.name == SEGMENT else it for it in manifest.stages)
+    write_files(own_bundle, replace(manifest, stages=stages))
+    write_engines(own_bundle)
+    image = np.array([0, 0, 0, -1, -1])
+    hidden = np.random.default_rng(0).normal(size=(1, 5, HIDDEN)).astype(np.float32)
+    logits = []
+    for backend in (open_backend(threads=1), host_backend(integrated=integrated)):
+        with SegmentedDecoder(Bundle.open(own_bundle), backend, 64) as decoder:
+            result = decoder.prefill(hidden, Chunk(image, image, image), keep_last)
+        assert backend.traffic.synchronisations == 2
+        logits.append(result.logits)
+    np.testing.assert_allclose(*logits, rtol=1e-5)
+
+
+def keep_last(_point: object, _self: object, _cross: object, _text: bool, visual) -> Selection:
+    return Selection(np.arange(len(visual)) == len(visual) - 1)
