@@ -12,16 +12,19 @@ _SCOPE = (
     "It does not prove speed, and not TensorRT 10.3 (JetPack 6), whose parser is older."
 )
 
+# TensorRT's names of the types that are computed in; indices and shapes are left out.
+_SHORT = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "INT4": "int4"}
+
 
 def print_check(report: CheckReport, console: Console) -> None:
     """Prints what became of every graph, and why of those that were refused."""
-    columns = ("", "dialect", "precision", "stage", "layers", "types", "engine", "build")
+    columns = ("graph", "layers", "computes in", "engine", "build")
     rows = [_row(verdict) for verdict in report.verdicts]
-    console.print(table(columns, rows, right=("layers", "engine", "build")))
+    numbers = ("layers", "engine", "build")
+    console.print(table(columns, rows, right=numbers, wrapped=("computes in",)))
     for verdict in report.verdicts:
         if verdict.problem:
-            name = f"{verdict.dialect} {verdict.precision} {verdict.stage}"
-            _say(console, f"✗ {name}: {verdict.problem}")
+            _say(console, f"✗ {_name(verdict)}: {verdict.problem}")
     _say(console, "")
     for name, lines in report.lint.items():
         for line in lines:
@@ -37,18 +40,19 @@ def print_check(report: CheckReport, console: Console) -> None:
 
 def _row(verdict: StageVerdict) -> tuple[str, ...]:
     if not verdict.accepted:
-        return ("✗", verdict.dialect, verdict.precision, verdict.stage, "", "", "", "")
-    types = ", ".join(f"{count} {name}" for name, count in sorted(verdict.types.items()))
+        return (f"✗ {_name(verdict)}", "", "", "", "")
+    types = [f"{_SHORT[name]} {n}" for name, n in verdict.types.items() if name in _SHORT]
     return (
-        "✓",
-        verdict.dialect,
-        verdict.precision,
-        verdict.stage,
+        f"✓ {_name(verdict)}",
         str(verdict.layers),
-        types,
+        ", ".join(sorted(types)),
         megabytes(verdict.engine_bytes),
         f"{verdict.seconds:.1f} s",
     )
+
+
+def _name(verdict: StageVerdict) -> str:
+    return f"{verdict.dialect} {verdict.precision} {verdict.stage}"
 
 
 def _say(console: Console, text: str) -> None:
