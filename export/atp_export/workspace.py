@@ -7,10 +7,8 @@ name is always a whole bundle.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from atp_export.directory_lock import holds
 from atp_runtime.errors import InputError, MachineError
 from atp_runtime.manifest import FileRecord, Stage
 from atp_runtime.schema import from_json, to_json
@@ -93,22 +92,12 @@ class Workspace:
                 raise
 
     def _take(self, lock: IO[str]) -> None:
-        if not self._holds(lock):
+        if not holds(lock, self.root / LOCK_NAME):
             raise InputError(
                 f"{self.bundle}: another export is writing this bundle",
                 why="two writers would mix their files.",
                 fix="wait for it to end, or choose another directory.",
             )
-
-    def _holds(self, lock: IO[str]) -> bool:
-        """Whether the lock is ours now, and still the one of this directory."""
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it until now may have published or removed the directory around it.
-            there = (self.root / LOCK_NAME).stat()
-        except (BlockingIOError, FileNotFoundError):
-            return False
-        return os.path.samestat(there, os.fstat(lock.fileno()))
 
     def _resume(self) -> None:
         state = _read_state(self.root / STATE_NAME)

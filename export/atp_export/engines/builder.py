@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ class _Job:
     stage: Stage
     profiles: tuple[EngineProfile, ...]
     stamp: str
+    sources: Mapping[str, str]
 
 
 def build_engines(
@@ -102,7 +103,8 @@ def _job(manifest: Manifest, stage: Stage, target: Target, options: EngineOption
     files = {name: manifest.files[name] for name in (stage.graph, *stage.data)}
     limits = options.workspace_bytes, options.optimisation_level
     stamp = work_key(files, profiles, limits, target.library, target.version, target.sm)
-    return _Job(stage, profiles, stamp)
+    sources = {name: record.sha256 for name, record in files.items()}
+    return _Job(stage, profiles, stamp, sources)
 
 
 def _plan_bytes(manifest: Manifest, stages: Sequence[Stage]) -> int:
@@ -130,9 +132,7 @@ def _build(
             monitor,
             directory.timing_cache,
         )
-    files = bundle.manifest.files
-    sources = {name: files[name].sha256 for name in (stage.graph, *stage.data)}
-    engine = directory.add(stage.name, built, job.profiles, job.stamp, sources)
+    engine = directory.add(stage.name, built, job.profiles, job.stamp, job.sources)
     directory.keep_timing_cache(built.timing_cache)
     reporter.note(f"{stage.name}: built in {built.seconds:.1f} s")
     return engine

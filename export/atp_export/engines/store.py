@@ -7,14 +7,12 @@ directory lists only engines that are whole, and the next build resumes with the
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
+from atp_export.directory_lock import holds
 from atp_export.engines.build import BuiltEngine
 from atp_export.workspace import record_file, write_atomically
 from atp_runtime import stamps
@@ -68,7 +66,7 @@ class EngineDirectory:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / LOCK_NAME).open("w") as lock:
-            if not self._holds(lock):
+            if not holds(lock, self.root / LOCK_NAME):
                 raise InputError(
                     f"{self.root}: another atp-export engines is building here",
                     why="two builders would mix their files, and share the GPU's memory.",
@@ -147,16 +145,6 @@ class EngineDirectory:
             temporary = self.root / (TIMING_CACHE_NAME + _UNFINISHED)
             temporary.write_bytes(measured)
             temporary.replace(self.root / TIMING_CACHE_NAME)
-
-    def _holds(self, lock: IO[str]) -> bool:
-        """Whether the lock is ours now, and still the one of this directory."""
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it until now has removed it; a third one may have made another.
-            there = (self.root / LOCK_NAME).stat()
-        except (BlockingIOError, FileNotFoundError):
-            return False
-        return os.path.samestat(there, os.fstat(lock.fileno()))
 
     def _resume(self) -> None:
         for path in self.root.glob(f"*{_UNFINISHED}"):

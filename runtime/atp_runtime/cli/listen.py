@@ -10,7 +10,7 @@ import argparse
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from atp_runtime.cli.command import print_note
@@ -139,9 +139,8 @@ def _until_stopped() -> Iterator[_Stop]:
         stop = _Stop(wakeup)
         handlers = {each: signal.signal(each, stop) for each in _SIGNALS}
         try:
-            yield stop
-        except KeyboardInterrupt:
-            pass
+            with suppress(KeyboardInterrupt):  # which is how a signal ends the block
+                yield stop
         finally:
             for each, handler in handlers.items():
                 signal.signal(each, signal.SIG_DFL if handler is None else handler)
