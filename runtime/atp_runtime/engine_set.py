@@ -48,6 +48,11 @@ class Target:
         short = "trt" if self.library == "tensorrt" else "rtx"
         return f"{ENGINES_DIRECTORY}/{short}{self.version}-sm{self.sm}"
 
+    def __str__(self) -> str:
+        """As people say it."""
+        name = "TensorRT" if self.library == "tensorrt" else "TensorRT for RTX"
+        return f"{name} {self.version} on {self.gpu} (SM {self.sm // 10}.{self.sm % 10})"
+
 
 @dataclass(frozen=True)
 class EngineProfile:
@@ -95,6 +100,14 @@ class Engine:
     seconds: float
     sources: Mapping[str, str]
 
+    def changed_source(self, files: Mapping[str, FileRecord]) -> str | None:
+        """What it was built from that the bundle's files are not any more; None if nothing."""
+        for name, sha256 in self.sources.items():
+            record = files.get(name)
+            if record is None or record.sha256 != sha256:
+                return name
+        return None
+
 
 @dataclass(frozen=True)
 class EngineSet:
@@ -133,3 +146,30 @@ def read_engine_set(directory: Path) -> EngineSet:
             fix=_BUILD,
         )
     return from_json(EngineSet, value, source=str(path), fix=_BUILD)
+
+
+def engines_for(bundle: Path, target: Target) -> EngineSet | None:
+    """The engines of a bundle that were built for exactly this target, if there are any.
+
+    Raises:
+        InputError: What lists them is malformed.
+    """
+    directory = bundle / target.directory
+    if not (directory / ENGINES_NAME).is_file():
+        return None
+    engines = read_engine_set(directory)
+    return engines if engines.target == target else None
+
+
+def described_targets(bundle: Path, *, but: Target | None = None) -> list[str]:
+    """What the bundle has engines for; a set that cannot be read counts as one of that name."""
+    found = []
+    for path in sorted(bundle.glob(f"{ENGINES_DIRECTORY}/*/{ENGINES_NAME}")):
+        try:
+            target = read_engine_set(path.parent).target
+        except InputError:
+            found.append(f"{path.parent.name} (unreadable)")
+            continue
+        if target != but:
+            found.append(str(target))
+    return found

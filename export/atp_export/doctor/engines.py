@@ -7,15 +7,7 @@ from pathlib import Path
 
 from atp_export.doctor.finding import Finding, reason
 from atp_export.doctor.system import System
-from atp_runtime.engine_set import (
-    ENGINES_DIRECTORY,
-    ENGINES_NAME,
-    Engine,
-    EngineSet,
-    Target,
-    read_engine_set,
-)
-from atp_runtime.errors import InputError
+from atp_runtime.engine_set import Engine, Target, described_targets, engines_for
 from atp_runtime.manifest import Manifest, Stage
 
 _BUILD = "atp-export engines BUNDLE, on this machine."
@@ -63,7 +55,7 @@ def stage_engines(root: Path, manifest: Manifest, target: Target | None) -> list
     """
     if target is None:
         return [StageEngine(stage, None, "no engine for this machine") for stage in manifest.stages]
-    recorded = _engine_set(root, target)
+    recorded = engines_for(root, target)
     found = []
     for stage in manifest.stages:
         engine = recorded.engines.get(stage.name) if recorded else None
@@ -84,27 +76,18 @@ def engines_finding(
         return Finding(subject, found, ok=False if system.is_jetson else None, fix=fix)
     bad = [engine.stage.name for engine in engines if engine.problem]
     if not bad:
-        return Finding(subject, f"all for {_describe(target)}")
+        return Finding(subject, f"all for {target}")
     missing = "none" if len(bad) == len(engines) else f"not {', '.join(bad)}"
-    found = f"{missing} for {_describe(target)}{_others(root, target)}"
+    found = f"{missing} for {target}{_others(root, target)}"
     return Finding(subject, found, ok=False, fix=_BUILD)
-
-
-def _engine_set(root: Path, target: Target) -> EngineSet | None:
-    directory = root / target.directory
-    if not (directory / ENGINES_NAME).is_file():
-        return None
-    engines = read_engine_set(directory)
-    return engines if engines.target == target else None
 
 
 def _problem(manifest: Manifest, directory: Path, engine: Engine | None) -> str:
     if engine is None:
         return "no engine yet"
-    for name, sha256 in engine.sources.items():
-        record = manifest.files.get(name)
-        if record is None or record.sha256 != sha256:
-            return f"the engine is of another {name}"
+    changed = engine.changed_source(manifest.files)
+    if changed is not None:
+        return f"the engine is of another {changed}"
     plan = directory / engine.file
     if not plan.is_file() or plan.stat().st_size != engine.record.bytes:
         return "the engine's file is missing or incomplete"
@@ -113,18 +96,5 @@ def _problem(manifest: Manifest, directory: Path, engine: Engine | None) -> str:
 
 def _others(root: Path, target: Target | None) -> str:
     """What the bundle has engines for besides."""
-    found = []
-    for path in sorted(root.glob(f"{ENGINES_DIRECTORY}/*/{ENGINES_NAME}")):
-        try:
-            other = read_engine_set(path.parent).target
-        except InputError:
-            found.append(f"{path.parent.name} (unreadable)")
-            continue
-        if other != target:
-            found.append(_describe(other))
+    found = described_targets(root, but=target)
     return f"; there are some for {', '.join(found)}" if found else ""
-
-
-def _describe(target: Target) -> str:
-    name = "TensorRT" if target.library == "tensorrt" else "TensorRT-RTX"
-    return f"{name} {target.version} on {target.gpu} (SM {target.sm // 10}.{target.sm % 10})"

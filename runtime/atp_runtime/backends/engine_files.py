@@ -9,12 +9,12 @@ from pathlib import Path
 from atp_runtime import stamps
 from atp_runtime.bundle import Bundle
 from atp_runtime.engine_set import (
-    ENGINES_DIRECTORY,
     ENGINES_NAME,
     Engine,
     EngineSet,
     Target,
-    read_engine_set,
+    described_targets,
+    engines_for,
 )
 from atp_runtime.errors import CheckFailedError, InputError, MachineError
 from atp_runtime.manifest import Stage
@@ -44,15 +44,15 @@ def find_engines(bundle: Bundle, target: Target) -> EngineFiles:
     Raises:
         InputError: There are none, or what lists them is malformed.
     """
-    directory = target.directory
-    if (bundle.path(directory) / ENGINES_NAME).is_file():
-        engines = read_engine_set(bundle.path(directory))
-        if engines.target == target:
-            return EngineFiles(directory, engines)
-    found = _others(bundle)
+    # Resolved by the bundle, which follows no link that leaves it.
+    bundle.path(f"{target.directory}/{ENGINES_NAME}")
+    engines = engines_for(bundle.root, target)
+    if engines is not None:
+        return EngineFiles(target.directory, engines)
+    found = described_targets(bundle.root)
     others = f"there are engines for {'; '.join(found)}. " if found else ""
     raise InputError(
-        f"{bundle.root}: no engines for {_describe(target)}",
+        f"{bundle.root}: no engines for {target}",
         why=f"{others}An engine runs with the TensorRT and on the GPU it was built for, only.",
         fix=_BUILD,
     )
@@ -92,14 +92,13 @@ def checked_plan(bundle: Bundle, files: EngineFiles, stage: Stage) -> tuple[Engi
 
 def _check_sources(bundle: Bundle, stage: Stage, engine: Engine) -> None:
     """A bundle copied over an older one leaves the engines of that in place."""
-    for name, sha256 in engine.sources.items():
-        record = bundle.manifest.files.get(name)
-        if record is None or record.sha256 != sha256:
-            raise InputError(
-                f"{bundle.root}: the engine of stage {stage.name} is not of this bundle",
-                why=f"it was built from another {name}; its answers would be another model's.",
-                fix=_AGAIN,
-            )
+    name = engine.changed_source(bundle.manifest.files)
+    if name is not None:
+        raise InputError(
+            f"{bundle.root}: the engine of stage {stage.name} is not of this bundle",
+            why=f"it was built from another {name}; its answers would be another model's.",
+            fix=_AGAIN,
+        )
 
 
 def _check_size(path: Path, engine: Engine) -> None:
@@ -144,19 +143,3 @@ def _changed(path: Path, difference: str) -> CheckFailedError:
         "is a program that runs with your rights.",
         fix=f"do not use it; {_AGAIN}",
     )
-
-
-def _others(bundle: Bundle) -> list[str]:
-    """What the bundle has engines for; a set that cannot be read counts as one of that name."""
-    found = []
-    for path in sorted(bundle.root.glob(f"{ENGINES_DIRECTORY}/*/{ENGINES_NAME}")):
-        try:
-            found.append(_describe(read_engine_set(path.parent).target))
-        except InputError:
-            found.append(f"{path.parent.name} (unreadable)")
-    return found
-
-
-def _describe(target: Target) -> str:
-    library = "TensorRT" if target.library == "tensorrt" else "TensorRT for RTX"
-    return f"{library} {target.version} on {target.gpu} (SM {target.sm // 10}.{target.sm % 10})"
