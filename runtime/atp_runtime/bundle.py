@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from atp_runtime import stamps
 from atp_runtime.errors import CheckFailedError, InputError, MachineError
 from atp_runtime.manifest import FileRecord, Manifest, read_manifest
+from atp_runtime.recorded_files import sha256_of
 
 Progress = Callable[[str, int, int], None]
 """Told the file being hashed, the bytes hashed so far and the bytes there are in all."""
 
-_STAMPED_FROM = 32 << 20  # bytes; below, hashing takes a few hundredths of a second
-_BLOCK = 1 << 20
 _COPY_AGAIN = "copy the bundle again, or export it again with atp-export."
 
 
@@ -56,9 +53,7 @@ class Bundle:
         bundle = cls(path.resolve(), read_manifest(path))
         for name, record in bundle.manifest.files.items():
             file = _checked_size(bundle, name, record)
-            big = record.bytes >= _STAMPED_FROM
-            if not (big and verify == "once" and stamps.is_stamped(file, record.sha256)):
-                _check_hash(file, name, record, remember=big)
+            _check_hash(file, name, record, again=verify == "full")
         return bundle
 
     def path(self, relative: str) -> Path:
@@ -97,12 +92,11 @@ def verify_files(bundle: Bundle, report: Progress) -> None:
     before = 0
     for name, record in files.items():
         file = _checked_size(bundle, name, record)
-        big = record.bytes >= _STAMPED_FROM
 
         def in_all(done: int, name: str = name, before: int = before) -> None:
             report(name, before + done, total)
 
-        _check_hash(file, name, record, remember=big, report=in_all)
+        _check_hash(file, name, record, again=True, report=in_all)
         before += record.bytes
 
 
@@ -131,12 +125,11 @@ def _check_hash(
     name: str,
     record: FileRecord,
     *,
-    remember: bool,
+    again: bool,
     report: Callable[[int], None] | None = None,
 ) -> None:
     try:
-        status = file.stat()
-        found = _sha256(file, report)
+        found = sha256_of(file, record, again=again, report=report)
     except OSError as error:
         raise MachineError(
             f"{file}: {error.strerror or error}",
@@ -145,21 +138,6 @@ def _check_hash(
         ) from error
     if found != record.sha256:
         raise _changed(file, f"SHA-256 {found[:12]}... instead of {record.sha256[:12]}...")
-    if remember:
-        stamps.stamp(file, found, status)
-
-
-def _sha256(file: Path, report: Callable[[int], None] | None) -> str:
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(_BLOCK))
-    done = 0
-    with file.open("rb", buffering=0) as opened:
-        while count := opened.readinto(block):
-            digest.update(block[:count])
-            done += count
-            if report:
-                report(done)
-    return digest.hexdigest()
 
 
 def _changed(file: Path, difference: str) -> CheckFailedError:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from atp_export.directory_lock import holds
 from atp_export.engines.build import BuiltEngine
-from atp_export.workspace import record_file, write_atomically
-from atp_runtime import stamps
+from atp_export.workspace import write_atomically
 from atp_runtime.engine_set import (
     ENGINES_NAME,
     FORMAT,
@@ -30,6 +29,7 @@ from atp_runtime.engine_set import (
 )
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import FileRecord
+from atp_runtime.recorded_files import sha256_of
 
 LOCK_NAME = "build.lock"
 _UNFINISHED = ".new"
@@ -176,14 +176,8 @@ def _write(path: Path, plan: memoryview) -> FileRecord:
 
 
 def _is_whole(path: Path, record: FileRecord) -> bool:
-    """Whether the plan is as it was recorded; an unchanged one is hashed once per machine."""
+    """Whether the plan is as it was recorded; an unchanged big one is hashed once per machine."""
     file = path.resolve()
     if not file.is_file() or file.stat().st_size != record.bytes:
         return False
-    if stamps.is_stamped(file, record.sha256):
-        return True
-    status = file.stat()
-    if record_file(file) != record:
-        return False
-    stamps.stamp(file, record.sha256, status)
-    return True
+    return sha256_of(file, record) == record.sha256

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from atp_runtime import stamps
 from atp_runtime.bundle import Bundle
 from atp_runtime.engine_set import (
     ENGINES_NAME,
@@ -18,11 +16,10 @@ from atp_runtime.engine_set import (
 )
 from atp_runtime.errors import CheckFailedError, InputError, MachineError
 from atp_runtime.manifest import Stage
+from atp_runtime.recorded_files import sha256_of
 
 _BUILD = "build the engines on this machine: atp-export engines BUNDLE."
 _AGAIN = "build them again: atp-export engines BUNDLE."
-_STAMPED_FROM = 32 << 20  # bytes; below, hashing takes a few hundredths of a second
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -84,9 +81,7 @@ def checked_plan(bundle: Bundle, files: EngineFiles, stage: Stage) -> tuple[Engi
     _check_sources(bundle, stage, engine)
     path = bundle.path(f"{files.directory}/{engine.file}")
     _check_size(path, engine)
-    big = engine.record.bytes >= _STAMPED_FROM
-    if not (big and stamps.is_stamped(path, engine.record.sha256)):
-        _check_hash(path, engine, remember=big)
+    _check_hash(path, engine)
     return engine, path
 
 
@@ -113,9 +108,9 @@ def _check_size(path: Path, engine: Engine) -> None:
         raise _changed(path, f"{size} bytes instead of {engine.record.bytes}")
 
 
-def _check_hash(path: Path, engine: Engine, *, remember: bool) -> None:
+def _check_hash(path: Path, engine: Engine) -> None:
     try:
-        status, found = path.stat(), _sha256(path)
+        found = sha256_of(path, engine.record)
     except OSError as error:
         raise MachineError(
             f"{path}: {error.strerror or error}",
@@ -124,16 +119,6 @@ def _check_hash(path: Path, engine: Engine, *, remember: bool) -> None:
         ) from error
     if found != engine.record.sha256:
         raise _changed(path, f"SHA-256 {found[:12]}... instead of {engine.record.sha256[:12]}...")
-    if remember:
-        stamps.stamp(path, found, status)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as opened:
-        while block := opened.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _changed(path: Path, difference: str) -> CheckFailedError:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.runtime.backends.host_engines import TARGET, record, write_engines
 
-from atp_runtime.backends import engine_files
+from atp_runtime import recorded_files
 from atp_runtime.backends.engine_files import EngineFiles, checked_plan, find_engines
 from atp_runtime.bundle import Bundle
 from atp_runtime.engine_set import Engine, EngineSet, Target
@@ -127,11 +127,11 @@ def test_plan_is_refused_when_it_was_changed(built: Path, end: bytes) -> None:
 def test_big_plan_is_hashed_again_only_when_it_was_touched(
     built: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_files, "_STAMPED_FROM", 1)
+    monkeypatch.setattr(recorded_files, "_STAMPED_FROM", 1)
     assert check(built).file
     assert list(cache.rglob("*.json"))
     with monkeypatch.context() as patch:
-        patch.setattr(engine_files, "_sha256", lambda _path: "not asked")
+        patch.setattr(recorded_files, "_sha256", lambda *_: "not asked")
         assert check(built).file
     content = plan_of(built).read_bytes()
     plan_of(built).write_bytes(content[:-1] + b"!")
@@ -142,10 +142,10 @@ def test_big_plan_is_hashed_again_only_when_it_was_touched(
 def test_plan_that_cannot_be_read_is_the_machines_fault(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_path: Path) -> str:
+    def refuse(*_: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(engine_files, "_sha256", refuse)
+    monkeypatch.setattr(recorded_files, "_sha256", refuse)
     with pytest.raises(MachineError, match="Permission denied"):
         check(built)
 
