@@ -57,30 +57,9 @@ def _export_parser() -> argparse.ArgumentParser:
         help="portable: opset 18, for ONNX Runtime and TensorRT 10.3 (JetPack 6); native: opset "
         "24, fused operators, for TensorRT >= 10.15; both share their weights (default: both)",
     )
-    pruning = parser.add_mutually_exclusive_group()
-    pruning.add_argument(
-        "--prune-at",
-        type=_layers,
-        metavar="4,14,24",
-        help="layers before which visual tokens are dropped (default: the checkpoint's "
-        "pruning_config.json, else 12.5, 43.75 and 75 %% of the depth)",
-    )
-    pruning.add_argument("--dense", action="store_true", help="no pruning, one segment")
-    parser.add_argument(
-        "--redundancy",
-        choices=("both", "self", "cross", "none"),
-        help="which scores the redundancy criterion is made of; none: only sampling grids decide "
-        "(default: the checkpoint's pruning_config.json, else both)",
-    )
+    _add_cuts(parser)
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="longest sequence (default: the model's own)"
-    )
-    parser.add_argument(
-        "--max-segment-bytes",
-        type=_bytes,
-        metavar="SIZE",
-        help="cut segments whose weights are larger, such as 900MB or 1.5GB: building an engine "
-        "takes about four times the bytes of its weights (default: cut only where pruned)",
     )
     parser.add_argument(
         "--parity",
@@ -100,6 +79,32 @@ def _export_parser() -> argparse.ArgumentParser:
         help="print the plan, sizes and predicted memory; write nothing",
     )
     return parser
+
+
+def _add_cuts(parser: argparse.ArgumentParser) -> None:
+    """Where the decoder is cut, and by what it prunes there."""
+    pruning = parser.add_mutually_exclusive_group()
+    pruning.add_argument(
+        "--prune-at",
+        type=_layers,
+        metavar="4,14,24",
+        help="layers before which visual tokens are dropped (default: the checkpoint's "
+        "pruning_config.json, else 12.5, 43.75 and 75 %% of the depth)",
+    )
+    pruning.add_argument("--dense", action="store_true", help="no pruning, one segment")
+    parser.add_argument(
+        "--redundancy",
+        choices=("both", "self", "cross", "none"),
+        help="which scores the redundancy criterion is made of; none: only sampling grids decide "
+        "(default: the checkpoint's pruning_config.json, else both)",
+    )
+    parser.add_argument(
+        "--max-segment-bytes",
+        type=_bytes,
+        metavar="SIZE",
+        help="cut segments whose weights are larger, such as 900MB or 1.5GB: building an engine "
+        "takes about four times the bytes of its weights (default: cut only where pruned)",
+    )
 
 
 def _layers(text: str) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from atp_export.likeness import cosine_and_ratio
+
 Array = npt.NDArray[Any]
 
 
@@ -82,16 +84,16 @@ def compare_outputs(
 
 def _compare(name: str, found: Array, expected: Array, bound: Bound) -> TensorAgreement:
     a, b = (np.asarray(array, dtype=np.float64).ravel() for array in (found, expected))
-    norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-    if found.shape != expected.shape or a.size == 0 or not np.isfinite(norm_a * norm_b):
+    if found.shape != expected.shape or a.size == 0 or not (np.isfinite([a, b]).all()):
         return TensorAgreement(name, None, None, None, passed=False)
-    if norm_a == 0 or norm_b == 0:
-        return TensorAgreement(name, None, None, None, passed=norm_a == norm_b)
-    # From the distance of the unit vectors: 1 - cosine is too small for the cosine's own digits.
-    cosine = 1 - float(np.square(a / norm_a - b / norm_b).sum()) / 2
-    ratio = norm_a / norm_b
-    error = float(np.abs(a - b).mean()) / (norm_b / b.size**0.5)
+    if not (a.any() and b.any()):
+        return TensorAgreement(name, None, None, None, passed=bool(a.any() == b.any()))
+    cosine, ratio = cosine_and_ratio(a, b)
+    error = float(np.abs(a - b).mean() / np.sqrt(np.square(b).mean()))
     passed = (
-        cosine >= bound.cosine and abs(ratio - 1) <= bound.norm_ratio and error <= bound.mean_error
+        cosine >= bound.cosine
+        and ratio is not None
+        and abs(ratio - 1) <= bound.norm_ratio
+        and error <= bound.mean_error
     )
     return TensorAgreement(name, cosine, ratio, error, passed)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from atp_export.likeness import cosine_and_ratio
+
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.float64]
 
@@ -100,7 +102,7 @@ def compare(
         return Measure(tensor, when, None, None, None, passed=False)
     error = float(np.abs(a - b).max())
     weights = _row_weights(b if scale is None else as_rows(scale))
-    cosine, ratio = _cosine_and_ratio(a * weights, b * weights)
+    cosine, ratio = cosine_and_ratio(a * weights, b * weights)
     bound = tolerance.max_abs_error
     close = bound is None or error <= bound * max(1.0, _root_mean_square(b))
     passed = (
@@ -117,17 +119,6 @@ def _row_weights(rows: Rows) -> Rows:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     typical = norms.mean() if norms.any() else 1.0
     return 1 / np.where(norms > 0, norms, typical)
-
-
-def _cosine_and_ratio(a: Rows, b: Rows) -> tuple[float, float | None]:
-    """Two tensors of zeros are equal; one of zeros is no likeness of another."""
-    norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-    if norm_a == norm_b == 0:
-        return 1.0, 1.0
-    if norm_a == 0 or norm_b == 0:
-        return 0.0, norm_a / norm_b if norm_b else None
-    # 1 - cosine from the distance of the unit vectors: it is too small for its own digits.
-    return 1 - float(np.square(a / norm_a - b / norm_b).sum()) / 2, norm_a / norm_b
 
 
 def _root_mean_square(rows: Rows) -> float:
