@@ -62,8 +62,9 @@ class StageComposer:
         builder = StageBuilder(name, signature, opset=self._opset)
         inputs, entry = builder.inputs, self._pieces.entry
         outputs: dict[str, ir.Value] = {}
-        # The length of the past is taken from the first layer's keys.
-        taken = ("hidden_states", "keep_indices", "position_ids", cache_names(first)[0])
+        # How long the past is made is taken from the first layer's keys.
+        past = ("past_length", cache_names(first)[0])
+        taken = ("hidden_states", "keep_indices", "position_ids", *past)
         hidden, cos, sin, mask = builder.call(
             entry, [inputs[name] for name in taken], label="entry", names=_below("rope.", entry)
         )

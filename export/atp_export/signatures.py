@@ -43,6 +43,7 @@ def segment_signature(
         TensorSpec("hidden_states", dtype, (1, "tokens", hidden)),
         TensorSpec("keep_indices", INDEX, ("kept",)),
         TensorSpec("position_ids", INDEX, (1, "kept")),
+        TensorSpec("past_length", INDEX, (1,)),
     ]
     outputs = [TensorSpec("hidden_states_out", dtype, (1, "kept", hidden))]
     for layer in range(first, last):

@@ -33,6 +33,7 @@ class TracedPieces:
             Argument("hidden_states", (1, "tokens", self.text.hidden), self.dtype),
             Argument("keep_indices", ("kept",), INDEX),
             Argument("position_ids", (1, "kept"), INDEX),
+            Argument("past_length", (1,), INDEX),
             self._cache("past_key", "past"),
         ]
         outputs = ["hidden_states_kept", "cos", "sin", "mask"]

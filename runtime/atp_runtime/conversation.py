@@ -13,6 +13,7 @@ from PIL import Image
 from atp_runtime.answer import Answer
 from atp_runtime.chat import ImagePart, Message, TextPart
 from atp_runtime.context import Context, ImageFeatures
+from atp_runtime.deadline import DeadlineSelectors
 from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.errors import InputError
 from atp_runtime.generation import GenerationOptions, ShowText, generate
@@ -120,6 +121,8 @@ class Conversation:
         self._check(question, images)
         model, context, options = self._model, self._context, options or GenerationOptions()
         began = perf_counter()
+        if isinstance(model.select, DeadlineSelectors):
+            model.select.begin(began)
         asked = self._transcript.add("user", question, len(images))
         ids = model.writer.ids(asked.messages)
         context.check_fits(ids)

@@ -8,21 +8,24 @@ their own, while the position is one for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from atp_runtime.backends.base import Backend, DeviceArray, LoadedStage
+from atp_runtime.backends.base import Backend, DeviceArray
 from atp_runtime.bundle import Bundle
 from atp_runtime.chunk import Chunk
+from atp_runtime.decode_step import DecodeStep
+from atp_runtime.decoder_parts import Segment, heads_side_by_side
 from atp_runtime.decoder_results import DecoderState, PointResult, PrefillResult, StageCall
 from atp_runtime.errors import InputError
 from atp_runtime.kv_cache import SegmentCache
-from atp_runtime.manifest import PruningPoint, Stage
+from atp_runtime.manifest import PruningPoint
 from atp_runtime.selection import (
     FloatArray,
     IndexArray,
@@ -34,23 +37,6 @@ from atp_runtime.workspace import Scorer, Workspace
 
 
 @dataclass(frozen=True, eq=False)
-class _Segment:
-    number: int
-    stage: Stage
-    loaded: LoadedStage
-    cache: SegmentCache
-
-
-@dataclass(frozen=True, eq=False)
-class _Head:
-    """The LM head, or a part of it, and where its logits go: float32 [1, rows]."""
-
-    name: str
-    loaded: LoadedStage
-    logits: DeviceArray
-
-
-@dataclass(frozen=True, eq=False)
 class _Run:
     """A stage's run: a `StageCall` whose time is known when the device has got there."""
 
@@ -59,17 +45,6 @@ class _Run:
     past: int
     began: Any
     ended: Any
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """Arrays of a decode step; only caches change from one step to the next."""
-
-    hidden: DeviceArray
-    position: DeviceArray
-    inputs: tuple[dict[str, DeviceArray], ...]
-    outputs: tuple[dict[str, DeviceArray], ...]
-    last: DeviceArray
 
 
 class SegmentedDecoder:
@@ -102,7 +77,7 @@ class SegmentedDecoder:
                 cache = SegmentCache(backend, stage, manifest.text, capacity)
                 graph = backend.load(bundle, stage)
                 loaded.callback(graph.close)
-                segments.append(_Segment(number, stage, graph, cache))
+                segments.append(Segment(number, stage, graph, cache))
             heads = []
             for stage in manifest.heads:
                 graph = backend.load(bundle, stage)
@@ -112,7 +87,7 @@ class SegmentedDecoder:
         self._segments = tuple(segments)
         vocabulary = manifest.text.vocabulary
         self._logits = backend.allocate_shared(vocabulary * 4).array((1, vocabulary), "float32")
-        self._heads = _with_places(heads, self._logits)
+        self._heads = heads_side_by_side(heads, self._logits)
         self._step = self._make_step()
         self._space = self._workspace(1)
         self._position = 0
@@ -163,6 +138,10 @@ class SegmentedDecoder:
         Raises:
             MachineError: There is not enough memory.
         """
+        if all(segment.cache.capacity >= capacity for segment in self._segments):
+            return
+        # What is recorded keeps the old caches from being freed.
+        self._step = self._make_step()
         for segment in self._segments:
             segment.cache.grow(capacity)
 
@@ -247,12 +226,14 @@ class SegmentedDecoder:
         points = []
         for segment in self._segments:
             going, stage = going[keep], segment.stage
-            inputs = {"hidden_states": flow, **space.write_sequence(keep, self._position + going)}
+            positions = self._position + going
+            inputs = space.write_sequence(keep, positions, segment.cache.length)
+            inputs["hidden_states"] = flow
             scorer = self.scorer(visual, len(going))
             if stage.pruning:
                 inputs |= space.write_scorer(scorer)
             outputs = space.outputs(segment.number, stage, len(going))
-            self._run(segment, inputs, outputs, len(going))
+            self._run_segment(segment, inputs, outputs, len(going))
             flow, keep = outputs["hidden_states_out"], np.arange(len(going))
             if stage.pruning:
                 scores = self._scores(outputs)
@@ -271,34 +252,41 @@ class SegmentedDecoder:
         self.check_room(1)
         step = self._step
         self._backend.write(step.hidden, hidden)
-        self._backend.write(step.position, np.array([[self._position]]))
-        for segment, inputs, outputs in zip(self._segments, step.inputs, step.outputs, strict=True):
-            self._run(segment, inputs, outputs, 1)
-        logits = self._run_head(step.last)
+        step.write_numbers(self._position)
+        for segment, run in zip(self._segments, step.segments, strict=True):
+            self._run(segment.stage.name, 1, segment.cache.length, run)
+        for head, run in zip(self._heads, step.heads, strict=True):
+            self._run(head.name, 1, 0, run)
+        logits = self._last_logits()
         self._position += 1
         return logits
 
-    def _run(
+    def _run_segment(
         self,
-        segment: _Segment,
+        segment: Segment,
         inputs: dict[str, DeviceArray],
         outputs: dict[str, DeviceArray],
         tokens: int,
     ) -> None:
         cache = segment.cache
-        inputs.update(cache.past())
-        outputs.update(cache.slots(tokens))
-        began = self._backend.mark()
-        segment.loaded.run(inputs, outputs)
-        ended = self._backend.mark()
-        self._runs.append(_Run(segment.stage.name, tokens, cache.length, began, ended))
+        inputs |= cache.past()
+        outputs |= cache.slots(tokens)
+        run = partial(segment.loaded.run, inputs, outputs)
+        self._run(segment.stage.name, tokens, cache.length, run)
         cache.commit(tokens)
 
     def _run_head(self, hidden: DeviceArray) -> FloatArray:
         for head in self._heads:
-            began = self._backend.mark()
-            head.loaded.run({"hidden_states": hidden}, {"logits": head.logits})
-            self._runs.append(_Run(head.name, 1, 0, began, self._backend.mark()))
+            arrays = {"hidden_states": hidden}, {"logits": head.logits}
+            self._run(head.name, 1, 0, partial(head.loaded.run, *arrays))
+        return self._last_logits()
+
+    def _run(self, stage: str, tokens: int, past: int, run: Callable[[], None]) -> None:
+        began = self._backend.mark()
+        run()
+        self._runs.append(_Run(stage, tokens, past, began, self._backend.mark()))
+
+    def _last_logits(self) -> FloatArray:
         logits: FloatArray = self._download(self._logits)[0][0]
         return logits
 
@@ -318,37 +306,8 @@ class SegmentedDecoder:
     def _workspace(self, tokens: int) -> Workspace:
         return Workspace(self._backend, tokens, self._text.hidden, self._dtype)
 
-    def _make_step(self) -> _Step:
-        space = self._workspace(1)
-        first = np.zeros(1, dtype=np.int64)
-        sequence = space.write_sequence(first, first)
-        nothing = Chunk.text(1).visual()
-        scorer = space.write_scorer(Scorer.for_sequence(nothing, 1))
-        inputs, outputs = [], []
-        for number, segment in enumerate(self._segments):
-            own = {"hidden_states": space.hidden_states(number, 1), **sequence}
-            inputs.append(own | scorer if segment.stage.pruning else own)
-            outputs.append(space.outputs(number, segment.stage, 1))
-        return _Step(
-            inputs[0]["hidden_states"],
-            sequence["position_ids"],
-            tuple(inputs),
-            tuple(outputs),
-            space.last_hidden_state(len(self._segments), 1),
-        )
-
-
-def _with_places(
-    heads: Sequence[tuple[Stage, LoadedStage]], logits: DeviceArray
-) -> tuple[_Head, ...]:
-    """Parts of the head write side by side, so that their logits are one array."""
-    placed, offset = [], 0
-    for stage, loaded in heads:
-        shape = stage.outputs[0].shape
-        part = logits.owner.array((1, int(shape[-1])), logits.dtype, offset)
-        placed.append(_Head(stage.name, loaded, part))
-        offset += part.nbytes
-    return tuple(placed)
+    def _make_step(self) -> DecodeStep:
+        return DecodeStep(self._backend, self._workspace(1), self._segments, self._heads)
 
 
 def _survivors(

@@ -5,7 +5,8 @@ without one is not a bundle. Every dimension that changes between calls is a nam
 
 * `tokens`: N, the tokens entering a segment
 * `kept`: N', the tokens that stay after the gather at the segment's entry
-* `past`: P, the tokens whose keys and values the segment's cache holds
+* `past`: P, the positions of the segment's cache that a call is given; how many of them hold
+  keys and values is its input `past_length`
 * `rows`: T, the text tokens whose attention the scorer averages
 * `images`: the images of one call of the vision stage
 """
@@ -22,7 +23,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.schema import from_json, to_json
 
 FORMAT = "atp-bundle"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 _REBUILD = "export the bundle again with atp-export."
 
@@ -150,6 +151,43 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Derivation:
+    """A step that made a bundle out of another one.
+
+    Attributes:
+        command: The command line.
+        source_manifest: SHA-256 of the other bundle's `manifest.json`.
+        request: SHA-256 of that and of everything that was asked for; equal ones give equal
+            bundles.
+        packages: Versions by name.
+    """
+
+    command: str
+    source_manifest: str
+    request: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """Which numbers the linear layers compute with, where not with `Manifest.precision`.
+
+    Attributes:
+        weights: "int8", per output channel, or "int4", per block of inputs.
+        activations: "int8", per tensor, or None where they stay as they are.
+        block_size: Inputs of a weight that share a scale; None for all.
+        layers: How many layers it is.
+        high_precision: Those that it could have been and is not, by their weights' names.
+    """
+
+    weights: str
+    activations: str | None
+    block_size: int | None
+    layers: int
+    high_precision: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """What a file of the bundle must be: its size in bytes and its SHA-256 in hex."""
 
@@ -161,8 +199,9 @@ class FileRecord:
 class Manifest:
     """A whole bundle. Paths are relative to its directory, with forward slashes.
 
-    `dialect` and `opset` are those of each stage's `graph`; `other_dialects` gives the opsets
-    of its `other_graphs`.
+    `precision` is that of hidden states and caches. `dialect` and `opset` are those of each
+    stage's `graph`; `other_dialects` gives the opsets of its `other_graphs`. `derivations` are
+    the steps behind the export, in the order they were taken.
     """
 
     format: str
@@ -180,6 +219,8 @@ class Manifest:
     provenance: Provenance
     files: Mapping[str, FileRecord]
     other_dialects: Mapping[str, int] = field(default_factory=dict)
+    quantisation: Quantisation | None = None
+    derivations: tuple[Derivation, ...] = ()
 
     @property
     def dialects(self) -> tuple[str, ...]:

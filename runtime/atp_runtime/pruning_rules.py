@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -125,17 +125,24 @@ class Atp(Rule):
         lambda_sample: How fast a denser sampling grid loses score.
         strides: The sampling grids, rising; none turns the spatial criterion off.
         normalisation: "min_max" or "none".
+        redundancy_offset: Added to the argument of theta_r's sigmoid, to fit a budget: a higher
+            threshold keeps fewer tokens.
+        spatial_offset: Likewise of theta_s.
     """
 
     redundancy: str = "both"
     lambda_sample: float = 3.0
     strides: tuple[int, ...] = (2, 4, 8)
     normalisation: str = "min_max"
+    redundancy_offset: float = 0.0
+    spatial_offset: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not math.isfinite(self.lambda_sample):
-            raise ValueError(f"lambda_sample is {self.lambda_sample}, it must be finite")
+        for name in ("lambda_sample", "redundancy_offset", "spatial_offset"):
+            value = getattr(self, name)
+            if not math.isfinite(value):
+                raise ValueError(f"{name} is {value}, it must be finite")
         if any(a >= b for a, b in pairwise((0, *self.strides))):
             raise ValueError(f"strides {list(self.strides)} must be positive and rise")
         if self.redundancy not in atp.REDUNDANCIES:
@@ -155,8 +162,13 @@ class Atp(Rule):
                 why=f"the bundle's ATP modules are {', '.join(weights) or 'none'}.",
                 fix=_FIX,
             )
-        module = weights[prefix]
+        module = self._shifted(weights[prefix])
         return lambda image: self._decide(image, module)
+
+    def _shifted(self, module: atp.AtpWeights) -> atp.AtpWeights:
+        weights, biases = module.heads
+        offsets = np.array([self.redundancy_offset, self.spatial_offset])
+        return replace(module, heads=(weights, biases + offsets))
 
     def _decide(self, image: ImageScores, module: atp.AtpWeights) -> Verdict:
         own, cross = image.normalised(self.normalisation)

@@ -11,8 +11,9 @@ saying so when nothing was dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,8 @@ class Selection:
         note: Says so when the rule did nothing, or less than its name promises; it counts
             images from 1.
         diagnostics: Per image, by its number: "tokens", "kept" and what the rule measured,
-            such as "theta_r" and "theta_s".
+            such as "theta_r" and "theta_s"; with a `Limit` also "wanted", what would have been
+            kept without it.
     """
 
     kept: BoolArray
@@ -81,6 +83,10 @@ class Selection:
 
 
 SelectTokens = Callable[[PruningPoint, FloatArray, FloatArray, bool, VisualTokens], Selection]
+
+Limit = Callable[[int, int], int]
+"""How many tokens of all images may stay: from how many the rule keeps, and the fewest there may
+be, which is `min_keep` of each image, or one."""
 
 
 def check_parameters(point: PruningPoint) -> Rule:
@@ -129,6 +135,7 @@ class PointSelector:
         scores_cross: FloatArray,
         has_text: bool,
         visual: VisualTokens,
+        limit: Limit | None = None,
     ) -> Selection:
         """Says which visual tokens stay.
 
@@ -138,22 +145,32 @@ class PointSelector:
             has_text: Whether text follows the last visual token; if not, cross scores are
                 not looked at.
             visual: The sequence's visual tokens, n of them.
+            limit: Asked how many may stay; the images share what it takes away.
 
         Raises:
             CheckFailedError: A visual token's score is NaN or infinite.
         """
         own = self._finite("scores.self", scores_self[visual.index])
         cross = self._finite("scores.cross", scores_cross[visual.index])
-        kept = np.zeros(len(visual), dtype=np.bool_)
         images = _by_image(visual.image)
+        verdicts = [
+            self._decide(
+                ImageScores(own[at], cross[at], has_text, visual.row[at], visual.column[at])
+            )
+            for at in images.values()
+        ]
+        wanted = [self._bounded(verdict) for verdict in verdicts]
+        counts = self._limited(wanted, limit) if limit and images else wanted
+        kept = np.zeros(len(visual), dtype=np.bool_)
         notes = [] if images else ["no visual tokens are left to prune"]
         diagnostics = {}
-        for image, at in images.items():
-            scores = ImageScores(own[at], cross[at], has_text, visual.row[at], visual.column[at])
-            verdict = self._decide(scores)
-            kept[at] = stays = _best(verdict.priority, self._bounded(verdict))
-            count = int(np.count_nonzero(stays))
-            diagnostics[image] = {"tokens": len(stays), "kept": count, **verdict.measured}
+        for (image, at), verdict, want, count in zip(
+            images.items(), verdicts, wanted, counts, strict=True
+        ):
+            kept[at] = _best(verdict.priority, count)
+            more = {"wanted": want} if limit else {}
+            tokens = len(verdict.priority)
+            diagnostics[image] = {"tokens": tokens, "kept": count, **more, **verdict.measured}
             said = self._notes(verdict, count)
             # People count from 1, as the pictures of --show-pruning do.
             notes += [f"image {image + 1}: {note}" if len(images) > 1 else note for note in said]
@@ -173,6 +190,13 @@ class PointSelector:
         highest = self._rule.max_keep
         count = verdict.count if highest is None else min(verdict.count, highest)
         return min(max(count, self._rule.min_keep), len(verdict.priority))
+
+    def _limited(self, wanted: Sequence[int], limit: Limit) -> list[int]:
+        fewest = [min(count, max(self._rule.min_keep, 1)) for count in wanted]
+        allowed = min(max(limit(sum(wanted), sum(fewest)), sum(fewest)), sum(wanted))
+        spare = [count - least for count, least in zip(wanted, fewest, strict=True)]
+        shares = _shares(allowed - sum(fewest), spare)
+        return [least + share for least, share in zip(fewest, shares, strict=True)]
 
     def _notes(self, verdict: Verdict, kept: int) -> list[str]:
         notes = [verdict.note] if verdict.note else []
@@ -197,6 +221,19 @@ def _best(priority: npt.NDArray[np.float64], count: int) -> BoolArray:
     kept = np.zeros(len(priority), dtype=np.bool_)
     kept[np.argsort(-priority, kind="stable")[:count]] = True
     return kept
+
+
+def _shares(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole numbers that add up to `total`, in proportion to the weights and none above its own.
+
+    Args:
+        total: At most the sum of the weights.
+        weights: 0 or more.
+    """
+    if total == sum(weights):
+        return list(weights)
+    ends = [total * end // sum(weights) for end in accumulate(weights, initial=0)]
+    return [end - begin for begin, end in pairwise(ends)]
 
 
 class Selectors:
@@ -236,9 +273,11 @@ class Selectors:
         scores_cross: FloatArray,
         has_text: bool,
         visual: VisualTokens,
+        limit: Limit | None = None,
     ) -> Selection:
         """Asks the point's rule; see `PointSelector.__call__`."""
-        return self._points[point.before_layer](scores_self, scores_cross, has_text, visual)
+        select = self._points[point.before_layer]
+        return select(scores_self, scores_cross, has_text, visual, limit)
 
 
 def keeps_all(select: SelectTokens) -> bool:

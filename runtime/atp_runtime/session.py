@@ -71,20 +71,28 @@ class Session:
         self._closed = False
 
     @classmethod
-    def open(cls, path: Path, *, backend: str = BACKENDS[0], threads: int | None = None) -> Session:
+    def open(
+        cls,
+        path: Path,
+        *,
+        backend: str = BACKENDS[0],
+        threads: int | None = None,
+        cuda_graphs: bool = True,
+    ) -> Session:
         """Opens and loads a bundle.
 
         Args:
             path: The bundle's directory.
             backend: What runs it, see `atp_runtime.backends.open_backend`.
             threads: CPU threads; None lets the backend decide.
+            cuda_graphs: Whether decode steps may be recorded as CUDA graphs.
 
         Raises:
             InputError: The bundle cannot be used.
             CheckFailedError: A file of it was changed.
             MachineError: Memory does not suffice, or a package or the GPU is missing.
         """
-        opened = open_backend(backend, threads=threads)
+        opened = open_backend(backend, threads=threads, cuda_graphs=cuda_graphs)
         return cls(Bundle.open(path), opened)
 
     def __enter__(self) -> Session:

@@ -10,7 +10,7 @@ from atp_runtime.backends.base import Backend, DeviceArray, item_size
 from atp_runtime.manifest import Stage
 from atp_runtime.selection import FloatArray, IndexArray, VisualTokens
 
-_INDICES = ("keep_indices", "position_ids", "text_rows")
+_INDICES = ("keep_indices", "position_ids", "past_length", "text_rows")
 _FLOATS = ("visual_weights", "text_weights", "scores.self", "scores.cross")
 
 
@@ -91,16 +91,20 @@ class Workspace:
         offset = (tokens - 1) * self._width * item_size(self._dtype)
         return self._states[segment % 2].array((1, 1, self._width), self._dtype, offset)
 
-    def write_sequence(self, kept: IndexArray, positions: IndexArray) -> dict[str, DeviceArray]:
+    def write_sequence(
+        self, kept: IndexArray, positions: IndexArray, past: int
+    ) -> dict[str, DeviceArray]:
         """Writes what every segment takes; returns it by the names of the inputs.
 
         Args:
             kept: int64 [kept]: which tokens of the previous segment's output enter.
             positions: int64 [kept]: their original positions.
+            past: How many positions the segment's caches hold.
         """
         return {
             "keep_indices": self._write_indices("keep_indices", kept),
             "position_ids": self._write_indices("position_ids", positions[np.newaxis]),
+            "past_length": self._write_indices("past_length", np.array([past])),
         }
 
     def write_scorer(self, scorer: Scorer) -> dict[str, DeviceArray]:

@@ -6,9 +6,10 @@ import shutil
 import statistics
 from collections.abc import Callable, Sequence
 
-from tests.benchmarks.decoding import BundleRunner, TransformersRunner
+from tests.benchmarks.decoding import THREADS, BundleRunner, TransformersRunner
 from tests.benchmarks.measure import Row, at_least, at_most, interleaved, ratio, run_child
-from tests.benchmarks.workbench import BIN, OUTPUT, WORK, bundle, checkpoint
+from tests.benchmarks.overhead import measure_overhead
+from tests.benchmarks.workbench import BIN, NARROW, OUTPUT, WORK, bundle, checkpoint
 
 from atp_runtime.decoder_results import StageCall
 from atp_runtime.manifest import Manifest
@@ -17,6 +18,7 @@ from atp_runtime.statistics import mean_visual_tokens, segment_flops
 GIB = 2**30
 KEPT = (576, 288, 144, 72, 36)
 STEPS = 12
+STEPS_TIMED = 100
 
 
 def startup(_shape: str, rounds: int) -> list[Row]:
@@ -147,6 +149,20 @@ def transformers(shape: str, rounds: int) -> list[Row]:
     return rows
 
 
+def overhead(shape: str, rounds: int) -> list[Row]:
+    """Python's share of a decode step and of a prefill in four segments."""
+    path = bundle(shape, "pruned", "--precision", "fp32")
+    token, prompt = measure_overhead(path, threads=THREADS, steps=STEPS_TIMED, prompts=rounds)
+    return [
+        at_most(
+            f"per token, outside of the stages ({token.count})", 1e3 * token.between_runs, 0.5, "ms"
+        ),
+        Row("per token, binding of inputs and outputs included", 1e3 * token.with_binding, "ms"),
+        Row(f"per prompt, outside of the stages ({prompt.count})", 1e3 * prompt.between_runs, "ms"),
+        Row("per prompt, binding included", 1e3 * prompt.with_binding, "ms"),
+    ]
+
+
 Case = Callable[[str, int], Sequence[Row]]
 CASES: dict[str, tuple[Case, str]] = {
     "startup": (startup, "1b"),
@@ -154,4 +170,5 @@ CASES: dict[str, tuple[Case, str]] = {
     "pruning": (pruning, "1b"),
     "transformers": (transformers, "1b"),
     "export": (export, "7b"),
+    "overhead": (overhead, NARROW),
 }

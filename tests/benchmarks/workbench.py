@@ -10,12 +10,18 @@ ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "bench-output"
 WORK = OUTPUT / "work"
 BIN = Path(sys.executable).parent
+NARROW = "narrow"
+"""LLaVA-1.5-7B's layers, visual tokens and vocabulary, 64 wide: for what width does not change."""
 
 
 def checkpoint(shape: str) -> Path:
     """A checkpoint of that shape with random FP16 weights."""
     path = WORK / f"checkpoint-{shape}"
-    if not (path / "config.json").is_file():
+    if (path / "config.json").is_file():
+        return path
+    if shape == NARROW:
+        _write_narrow(path)
+    else:
         command = [sys.executable, "-m", "atp_models.random_checkpoint", shape, str(path)]
         subprocess.run([*command, "--dtype", "float16"], check=True)
     return path
@@ -28,3 +34,14 @@ def bundle(shape: str, name: str, *options: str) -> Path:
         command = [sys.executable, "-m", "atp_export.cli", str(checkpoint(shape)), str(path)]
         subprocess.run([*command, "--parity", "off", *options], check=True)
     return path
+
+
+def _write_narrow(path: Path) -> None:
+    import torch  # noqa: PLC0415 - slow, as are the next two
+
+    from atp_models.random_checkpoint import write_random_checkpoint  # noqa: PLC0415
+    from atp_models.random_configs import named_config, tiny_config  # noqa: PLC0415
+
+    config, real = tiny_config(layers=32, image_size=192), named_config("7b")
+    config.text_config.vocab_size = real.text_config.vocab_size
+    write_random_checkpoint(path, config, dtype=torch.float16)

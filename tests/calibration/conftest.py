@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,36 @@ def tiny_checkpoint(export_bundle: Any) -> Path:
     """What both are made of."""
     made = export_bundle(tiny_config(kv_heads=2), dialect="both", prune_at=(2,))
     return Path(made.checkpoint)
+
+
+QUESTIONS = ("What is this?", "Is it red?")
+
+
+@pytest.fixture(scope="session")
+def broken_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that is no image."""
+    path = tmp_path_factory.mktemp("broken") / "broken.png"
+    path.write_bytes(b"not a picture")
+    return path
+
+
+@pytest.fixture(scope="session")
+def scenes(
+    photos: list[Path], broken_photo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Six questions about three photos, and two about a file that is no image."""
+    path = tmp_path_factory.mktemp("scenes") / "scenes.json"
+    records = [
+        {
+            "id": f"{photo.stem}-{number}",
+            "image": str(photo),
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{text}"},
+                {"from": "gpt", "value": "nobody knows"},
+            ],
+        }
+        for photo in [*photos, broken_photo]
+        for number, text in enumerate(QUESTIONS)
+    ]
+    path.write_text(json.dumps(records))
+    return path

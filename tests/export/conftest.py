@@ -12,11 +12,27 @@ import pytest
 
 if TYPE_CHECKING:
     import torch
+    from tests.export.command_line import Run
 
     from atp_export.compose import StageComposer
     from atp_export.job import ExportJob
     from atp_export.progress import Reporter
     from atp_models.architecture import ModelSpec
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `atp-export` in this process."""
+    from tests.export.command_line import Output
+
+    from atp_export.cli import main
+
+    def run_here(*words: str | Path) -> Output:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return Output(code, *capsys.readouterr())
+
+    return run_here
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,9 @@ DATA_DEPENDENT = {"NonZero", "Compress", "Unique", "If", "Loop", "Scan", "NonMax
 # TensorRT 10.3 parses these (its parser's operators.md at release/10.3).
 PORTABLE = {
     "Add", "Cast", "Concat", "Conv", "Cos", "Div", "Erf", "Expand", "Gather", "Gemm",
-    "GreaterOrEqual", "LayerNormalization", "MatMul", "Mul", "Pow", "Reciprocal", "ReduceMean",
-    "Reshape", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub",
-    "Tanh", "Transpose", "Unsqueeze", "Where",
+    "GreaterOrEqual", "LayerNormalization", "Less", "MatMul", "Mul", "Pow", "Range", "Reciprocal",
+    "ReduceMean", "Reshape", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt",
+    "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 FUSED = {"Attention", "RotaryEmbedding", "RMSNormalization"}
 

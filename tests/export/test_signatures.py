@@ -35,6 +35,7 @@ def test_a_segment_takes_pasts_and_gives_new_keys_and_values_only(spec: ModelSpe
         TensorSpec("hidden_states", "float16", (1, "tokens", 64)),
         TensorSpec("keep_indices", "int64", ("kept",)),
         TensorSpec("position_ids", "int64", (1, "kept")),
+        TensorSpec("past_length", "int64", (1,)),
         TensorSpec("past_key_values.2.key", "float16", past),
         TensorSpec("past_key_values.2.value", "float16", past),
         TensorSpec("past_key_values.3.key", "float16", past),

@@ -78,9 +78,9 @@ def test_a_truncated_file_is_named(own_bundle: Path) -> None:
 
 def test_a_newer_schema_is_refused(own_bundle: Path) -> None:
     path = own_bundle / "manifest.json"
-    manifest = {**json.loads(path.read_text()), "schema_version": 2}
+    manifest = {**json.loads(path.read_text()), "schema_version": 3}
     path.write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="schema version 2"):
+    with pytest.raises(InputError, match="schema version 3"):
         verify(own_bundle)
 
 

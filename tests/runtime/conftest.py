@@ -3,7 +3,8 @@
 A layer l of these graphs turns hidden states h at positions p into
     key = (0.5 + 0.1 l) h + 0.01 p        value = 0.3 h - 0.02 p + 0.1 l
     h' = tanh(h + (sum of keys up to here - 0.5 * sum of values up to here) / 16)
-where "up to here" is all of the past and the new tokens as far as the token itself. A segment's
+where "up to here" is the past as far as it is filled and the new tokens as far as the token
+itself. What is behind the filled past is multiplied by zero, so NaN must not be there. A segment's
 scores are products of weighted sums of its last layer's input with that layer's keys.
 """
 
@@ -19,6 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from atp_runtime.manifest import (
+    SCHEMA_VERSION,
     AxisRange,
     Embedding,
     FileRecord,
@@ -75,7 +77,7 @@ def write_hand_made(root: Path) -> Path:
     np.save(root / "weights/embed_tokens.npy", embedding_table())
     manifest = Manifest(
         format="atp-bundle",
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         precision="float32",
         dialect="portable",
         opset=18,
@@ -169,6 +171,7 @@ def _segment(root: Path, name: str, layers: tuple[int, int], *, pruned: bool) ->
         TensorSpec("hidden_states", "float32", (1, "tokens", HIDDEN)),
         TensorSpec("keep_indices", "int64", ("kept",)),
         TensorSpec("position_ids", "int64", (1, "kept")),
+        TensorSpec("past_length", "int64", (1,)),
     ]
     outputs = [TensorSpec("hidden_states_out", "float32", (1, "kept", HIDDEN))]
     for layer in range(*layers):
@@ -199,6 +202,7 @@ def _write_layers(graph: GraphWriter, layers: tuple[int, int], *, pruned: bool) 
     hidden = graph.add("Gather", "hidden_states", "keep_indices", axis=1)
     position = graph.add("Cast", "position_ids", to=TensorProto.FLOAT)
     position = graph.add("Unsqueeze", position, graph.integers(2))
+    filled = _filled(graph, cache_names(layers[0])[0])
     for layer in range(*layers):
         past_key, past_value, new_key, new_value = cache_names(layer)
         key = graph.add(
@@ -215,8 +219,8 @@ def _write_layers(graph: GraphWriter, layers: tuple[int, int], *, pruned: bool) 
                 graph.number(0.1 * layer),
             ),
         )
-        keys = _sum_so_far(graph, key, past_key, new_key)
-        values = _sum_so_far(graph, value, past_value, new_value)
+        keys = _sum_so_far(graph, key, past_key, new_key, filled)
+        values = _sum_so_far(graph, value, past_value, new_value, filled)
         mixed = graph.add("Sub", keys, graph.add("Mul", values, graph.number(0.5)))
         mixed = graph.add("Div", mixed, graph.number(16))
         entered, last = hidden, layer == layers[1] - 1
@@ -226,9 +230,19 @@ def _write_layers(graph: GraphWriter, layers: tuple[int, int], *, pruned: bool) 
         _write_scorer(graph, entered, key)
 
 
-def _sum_so_far(graph: GraphWriter, new: str, past: str, present: str) -> str:
+def _filled(graph: GraphWriter, past: str) -> str:
+    """1 for positions of the past that are filled, else 0, as [past, 1, 1]."""
+    zero, one = (graph.constant(np.array(it, dtype=np.int64)) for it in (0, 1))
+    positions = graph.add("Shape", past, start=1, end=2)
+    positions = graph.add("Range", zero, graph.add("Squeeze", positions), one)
+    filled = graph.add("Less", positions, "past_length")
+    filled = graph.add("Cast", filled, to=TensorProto.FLOAT)
+    return graph.add("Unsqueeze", filled, graph.integers(1, 2))
+
+
+def _sum_so_far(graph: GraphWriter, new: str, past: str, present: str, filled: str) -> str:
     graph.add("Reshape", new, graph.integers(1, -1, KV_HEADS, HEAD_DIM), output=present)
-    total = graph.add("ReduceSum", past, graph.integers(1))
+    total = graph.add("ReduceSum", graph.add("Mul", past, filled), graph.integers(1))
     total = graph.add("Reshape", total, graph.integers(1, 1, HIDDEN))
     axis = graph.constant(np.array(1, dtype=np.int64))
     return graph.add("Add", graph.add("CumSum", new, axis), total)

@@ -106,7 +106,7 @@ def test_reading_refuses_json_that_is_no_manifest(tmp_path: Path, value: Any) ->
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, 3, 99, None, "2"])
 def test_reading_refuses_another_schema_version(
     changed: Callable[[Change], Path], version: Any
 ) -> None:
@@ -119,8 +119,8 @@ def test_reading_refuses_another_schema_version(
 def test_reading_tells_a_newer_schema_before_its_unknown_fields(
     changed: Callable[[Change], Path],
 ) -> None:
-    bundle = changed(lambda value: value.update(schema_version=2, engines={}))
-    with pytest.raises(InputError, match="schema version 2"):
+    bundle = changed(lambda value: value.update(schema_version=3, engines={}))
+    with pytest.raises(InputError, match="schema version 3"):
         read_manifest(bundle)
 
 

@@ -69,6 +69,15 @@ def test_output_of_a_segment_is_the_input_of_the_next_one(backend: Backend) -> N
     assert taken.address != space.hidden_states(0, 4).address
 
 
+def test_sequence_says_what_enters_where_it_stands_and_how_much_was_before(
+    backend: Backend,
+) -> None:
+    space = Workspace(backend, 5, 3, "float32")
+    written = space.write_sequence(np.array([0, 2]), np.array([7, 9]), past=6)
+    found = {name: backend.download(array).tolist() for name, array in written.items()}
+    assert found == {"keep_indices": [0, 2], "position_ids": [[7, 9]], "past_length": [6]}
+
+
 def test_last_hidden_state_is_the_last_position(backend: Backend) -> None:
     space = Workspace(backend, 5, 3, "float32")
     values = np.arange(12, dtype=np.float32).reshape(1, 4, 3)

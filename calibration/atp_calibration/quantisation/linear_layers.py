@@ -1,7 +1,8 @@
-"""Which nodes of a stage's graph are the linear layers that INT8 pays for.
+"""Which nodes of a stage's graph are the linear layers that quantisation pays for.
 
 A product of activations with a stored matrix is one. Attention's products, the scorer's and the
-LM head's Gemm are not, and the projector stays in the precision of the bundle.
+LM head's Gemm are not, and the projector stays in the precision of the bundle unless it is asked
+for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-_HIGH_PRECISION = ("multi_modal_projector",)
+PARTS = ("decoder", "vision", "projector")
+USUAL_PARTS = frozenset({"decoder", "vision"})
+_PROJECTOR, _TOWER = "multi_modal_projector", "vision_tower"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,16 +36,35 @@ class LinearLayer:
         """The weight's name in the checkpoint, the same in every dialect."""
         return str(self.weight.name)
 
+    @property
+    def channels(self) -> int:
+        """in, the width of its input."""
+        assert self.weight.shape is not None  # noqa: S101 - an initialiser
+        return int(self.weight.shape[0])
 
-def linear_layers(model: ir.Model) -> Iterator[LinearLayer]:
-    """The linear layers of a stage, in the order they run."""
+
+def linear_layers(model: ir.Model, parts: frozenset[str] | None = None) -> Iterator[LinearLayer]:
+    """The linear layers of a stage, in the order they run.
+
+    Args:
+        model: Its graph.
+        parts: Of these parts of the network, see `PARTS`; None is `USUAL_PARTS`.
+    """
+    wanted = USUAL_PARTS if parts is None else parts
     for node in model.graph:
-        if node.op_type != "MatMul" or str(node.name).startswith(_HIGH_PRECISION):
+        if node.op_type != "MatMul" or _part(node) not in wanted:
             continue
         activation, weight = node.inputs
         stored = weight is not None and weight.is_initializer()
         if activation is not None and weight is not None and stored and _is_matrix(weight):
             yield LinearLayer(node, activation, weight)
+
+
+def _part(node: ir.Node) -> str:
+    name = str(node.name)
+    if name.startswith(_PROJECTOR):
+        return "projector"
+    return "vision" if name.startswith(_TOWER) else "decoder"
 
 
 def _is_matrix(weight: ir.Value) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atp_export.likeness import cosine_and_ratio
+from atp_runtime.manifest import Manifest
 
 Array = npt.NDArray[Any]
 
@@ -40,10 +41,35 @@ class Bound:
 # layout, a stale buffer or a lost mask is off by 1e-1 or more. Not yet measured on a GPU; the
 # native graphs of a tiny FP16 model are 2.5e-7, 2.2e-3 and 2.2e-3 from the portable ones in ONNX
 # Runtime.
+#
+# INT8: sums of INT8 products are exact on both sides, but what is rounded to INT8 was computed in
+# FP16 before and differs by r, relative to the values' root mean square. Where the middle between
+# two steps of width s lies in that difference, the sides are a whole step apart: that is one in
+# s / (0.8 r) elements, so that r becomes an error of sqrt(0.8 r s). Over layers it grows until the
+# sides are as far apart as two independent roundings: sqrt(2) times what INT8 itself costs. Among
+# 1024 inputs, two of them ten times larger, s is 0.25, and r = 1e-3 becomes 1.1e-2 in one product
+# and 9e-2 at most. The bound is an error vector of length 0.1: a cosine of 1 - 5e-3, a mean error
+# of 8e-2, and half of it for the norm, since a score of a single token is a tensor of one number.
+# Native and portable graphs of tiny INT8 models are 1.5e-4, 2.2e-2 and 2.2e-2 apart at most. INT8
+# that costs more than an error of 0.07 fails here though its engine is right: min-max INT8 of the
+# demo checkpoint, on random inputs, is 0.1 to 0.3 in cosine from FP16 and its dialects 5e-2 apart.
 BOUNDS: Mapping[str, Bound] = {
     "fp32": Bound(1 - 2e-9, 2e-4, 1e-4),
     "fp16": Bound(1 - 1e-4, 4e-3, 1.2e-2),
+    "int8": Bound(1 - 5e-3, 5e-2, 8e-2),
 }
+
+
+def bound_of(manifest: Manifest) -> Bound:
+    """What engines of a bundle may differ by.
+
+    Only activations that are rounded to INT8 widen it: INT4 weights are the same numbers on both
+    sides, and computed with in the bundle's precision.
+    """
+    quantised = manifest.quantisation
+    if quantised is not None and quantised.activations == "int8":
+        return BOUNDS["int8"]
+    return BOUNDS[manifest.precision]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from atp_export.engines.agreement import BOUNDS, Bound, TensorAgreement, compare_outputs
+from atp_export.engines.agreement import Bound, TensorAgreement, bound_of, compare_outputs
 from atp_export.engines.builder import BuildResult, StageEngine
 from atp_export.engines.dialect import PORTABLE, in_dialect
 from atp_export.engines.profiles import tensor_shape
@@ -99,7 +99,7 @@ def check_engines(
     held = bundle.manifest.dialects
     reference_dialect = PORTABLE if PORTABLE in held else built.dialect
     views = in_dialect(bundle, built.dialect), in_dialect(bundle, reference_dialect)
-    bound = BOUNDS[bundle.manifest.precision]
+    bound = bound_of(bundle.manifest)
     path = bundle.root / report_file(built.target)
     report = EnginesReport(False, built.target, built.dialect, reference_dialect, bound)
     passed = _passed_before(path, report)

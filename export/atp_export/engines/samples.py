@@ -18,6 +18,8 @@ Array = npt.NDArray[Any]
 _SEED = 20241
 # A chunk long enough to fill tiles of a matrix product, short enough for a slow CPU.
 _TOKENS, _KEPT, _ROWS, _PAST = 64, 48, 8, 40
+# A decode step's past has room behind what is filled, which the graph must hide.
+_PADDING = 8
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ def _sample(spec: TensorSpec, lengths: Mapping[str, int], generator: np.random.G
         # Both from one seed: positions are those of the tokens that are kept.
         chosen = np.random.default_rng(_SEED).permutation(lengths["tokens"])[: lengths["kept"]]
         index = np.sort(chosen).astype(np.int64)
-        return index if spec.name == "keep_indices" else (lengths["past"] + index)[None]
+        return index if spec.name == "keep_indices" else (_filled(lengths) + index)[None]
+    if spec.name == "past_length":
+        return np.array([_filled(lengths)])
     if spec.name == "text_rows":
         return np.arange(lengths["kept"] - lengths["rows"], lengths["kept"])
     if spec.name == "text_weights":
@@ -85,3 +89,9 @@ def _sample(spec: TensorSpec, lengths: Mapping[str, int], generator: np.random.G
         visual = max(1, lengths["kept"] - lengths["rows"])
         return np.where(np.arange(lengths["kept"]) < visual, 1 / visual, 0).astype(np.float32)
     return generator.normal(size=shape).astype(spec.dtype)
+
+
+def _filled(lengths: Mapping[str, int]) -> int:
+    """Positions of the past that hold something."""
+    padding = _PADDING if lengths["tokens"] == 1 else 0
+    return max(0, lengths["past"] - padding)

@@ -4,8 +4,8 @@ A segment is `SegmentEntry`, then one `DecoderLayer` per layer, then `AttentionS
 ends at a pruning point. Parameter names are those of the checkpoint below
 `model.language_model.layers.{l}.`, so a weight is found by its name alone.
 
-Axis names: `tokens` entering, `kept` after the gather, `past` cached positions,
-`key` = past + kept, `rows` of text that the scorer averages.
+Axis names: `tokens` entering, `kept` after the gather, `past` cached positions and room behind
+them, `key` = past + kept, `rows` of text that the scorer averages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ class SegmentEntry(nn.Module):
         self.inv_freq = nn.Parameter(torch.empty(spec.head_dim // 2, dtype=torch.float32))
 
     def forward(
-        self, hidden_states: Tensor, keep_indices: Tensor, position_ids: Tensor, past_key: Tensor
+        self,
+        hidden_states: Tensor,
+        keep_indices: Tensor,
+        position_ids: Tensor,
+        past_length: Tensor,
+        past_key: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gathers, and derives the rotary tables and the mask from the original positions.
 
@@ -37,6 +42,7 @@ class SegmentEntry(nn.Module):
             hidden_states: [1, tokens, hidden].
             keep_indices: [kept], int64, ascending.
             position_ids: [1, kept], int64, positions before any pruning.
+            past_length: [1], int64, how many of the `past` positions are filled.
             past_key: [1, past, kv_heads, head_dim] of any layer, for its length.
 
         Returns:
@@ -50,9 +56,8 @@ class SegmentEntry(nn.Module):
         position = position_ids[0]
         among_new = position.unsqueeze(1) >= position.unsqueeze(0)
         # What the cache holds was there before any of these queries: all of it is visible.
-        past = torch.ones(
-            (position.shape[0], past_key.shape[1]), dtype=torch.bool, device=position.device
-        )
+        filled = torch.arange(past_key.shape[1], device=position.device) < past_length
+        past = filled.unsqueeze(0).expand(position.shape[0], -1)
         visible = torch.cat((past, among_new), dim=1)
         return kept, cos, sin, self.dialect.mask(visible)
 

@@ -83,9 +83,9 @@ def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
         inputs = [names["hidden_states"], names["keep_indices"]]
     else:
         inputs = [_entering(graph, stage, layer)]
-        # The length of the past is taken from the first layer's keys.
+        # How long the past is made is taken from the first layer's keys.
         inputs.append(names[cache_names(first)[0]])
-    inputs += [names["position_ids"], past_key, past_value]
+    inputs += [names["position_ids"], names["past_length"], past_key, past_value]
     ends = layer + 1 == last
     outputs = [names["hidden_states_out"] if ends else _entering(graph, stage, layer + 1)]
     outputs += [key, value, _query(graph, stage, layer)]

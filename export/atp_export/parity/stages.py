@@ -137,6 +137,7 @@ def layer_inputs(layer: int, tokens: Tokens, past: Sequence[LayerStep]) -> dict[
     keys, values, _, _ = cache_names(layer)
     inputs = {
         "position_ids": tokens.positions.unsqueeze(0).numpy(),
+        "past_length": np.array([sum(step.key.shape[1] for step in past)]),
         **scorer_inputs(tokens.visual.numpy()),
     }
     if past:

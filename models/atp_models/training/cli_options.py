@@ -200,8 +200,8 @@ def _add_data(group: Any) -> None:
         type=_strides,
         default=defaults.visual_tokens_stride,
         metavar="N[,N...]",
-        help="with --dense: train on uniform grids of the visual tokens; of several strides each "
-        "image draws one (default: 1, all tokens)",
+        help="train on uniform grids of the visual tokens, which is faster, the target scaled "
+        "alike; of several strides each image draws one (default: 1, all tokens)",
     )
     group.add_argument(
         "--cache-features",

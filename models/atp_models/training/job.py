@@ -145,8 +145,10 @@ def _check(job: TrainingJob) -> None:
         problem = "--dense trains no module, so --mode must be projector, lora or full"
     elif options.dense and options.fit_thresholds:
         problem = "--dense has no thresholds to fit"
-    elif not options.dense and (data.pack > 1 or data.visual_tokens_stride != (1,)):
-        problem = "--pack and --visual-tokens-stride are for --dense training"
+    elif not options.dense and data.pack > 1:
+        problem = "--pack is for --dense training"
+    elif options.fit_thresholds and data.visual_tokens_stride != (1,):
+        problem = "--fit-thresholds fits them to all visual tokens, so no --visual-tokens-stride"
     elif options.fit_thresholds and options.mode != "modules":
         problem = "--fit-thresholds changes modules only, so it takes no other --mode"
     elif options.fit_thresholds and job.pruning.redundancy == "none":

@@ -31,8 +31,8 @@ class ImageTokens:
         places: int64 [n], of the tokens in the row.
         own: S_self [n].
         cross: S_cross [n].
-        grid_row: int64 [n].
-        grid_column: int64 [n].
+        grid_row: int64 [n], of the grid that the image's tokens form, thinned or not.
+        grid_column: int64 [n], likewise.
         has_text: Whether text follows the row's images.
     """
 
@@ -88,13 +88,14 @@ def images_of(scores: BatchScores, batch: TokenBatch, grid: PatchGrid) -> Iterat
         for which in torch.unique(image[features >= 0]):
             places = (image == which).nonzero().flatten()
             patch = features[places] % len(grid)
+            stride = 1 if batch.strides is None else int(batch.strides[number])
             yield ImageTokens(
                 number,
                 places,
                 scores.own[number, places],
                 scores.cross[number, places],
-                grid.row[patch],
-                grid.column[patch],
+                torch.div(grid.row[patch], stride, rounding_mode="floor"),
+                torch.div(grid.column[patch], stride, rounding_mode="floor"),
                 has_text[number],
             )
 

@@ -50,8 +50,9 @@ class DataOptions:
         validation_file: Records to validate with instead.
         max_length: Rows are cut to so many tokens, between turns.
         pack: Conversations about the same images per row; more than 1 in dense training only.
-        visual_tokens_stride: In dense training, each image enters with the tokens of a uniform
-            grid, at a random offset; its stride is one of these, at random. 1 is all tokens.
+        visual_tokens_stride: Each image enters with the tokens of a uniform grid, at a random
+            offset; its stride is one of these, at random. 1 is all tokens. A target of tokens
+            means the same share of those that enter.
         cache_features: Folder for the vision tower's features; None computes them each time.
     """
 

@@ -110,7 +110,8 @@ def thin_batch(batch: TokenBatch, grid: PatchGrid, strides: Tensor, offsets: Ten
     each = strides.unsqueeze(1)
     on_grid = (row % each == offsets[:, :1]) & (column % each == offsets[:, 1:])
     stays = (batch.features < 0) | (row < 0) | on_grid
-    return batch.only(stays & (batch.blocks >= 0))[0]
+    thinned, _, _ = batch.only(stays & (batch.blocks >= 0))
+    return dataclasses.replace(thinned, strides=strides)
 
 
 def _shared_prefix(rows: Sequence[TokenRow]) -> int:

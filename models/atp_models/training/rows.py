@@ -79,6 +79,8 @@ class TokenBatch:
         pixel_values: [images, 3, height, width], or None.
         tower_features: [images, features, width], what the vision tower made of them before the
             projector; or None. Of the two, batches with images have one.
+        strides: int64 [batch], rows and columns of the patch grid between two visual tokens of
+            an image; None is 1 everywhere.
     """
 
     ids: Tensor
@@ -90,6 +92,7 @@ class TokenBatch:
     images: Tensor
     pixel_values: Tensor | None = None
     tower_features: Tensor | None = None
+    strides: Tensor | None = None
 
     @property
     def visual(self) -> Tensor:

@@ -77,11 +77,19 @@ def batch_scores(
         mask: The soft mask that the layer's keys had [batch, tokens], 1 for text.
     """
     with torch.autocast(mask.device.type, enabled=False):
-        query, key = (_heads(projections[name], attention) for name in ("q_proj", "k_proj"))
-        query, key = apply_rotary_pos_emb(query, key, *(part.float() for part in rotation))
+        query, key = rotated_heads(attention, projections, rotation)
         own = _self_scores(query, key, mask * batch.visual) * attention.scaling
         cross = _cross_scores(query * attention.scaling, key, batch, mask)
         return BatchScores(own, cross, batch.asking.any(1))
+
+
+def rotated_heads(
+    attention: Any, projections: dict[str, Tensor], rotation: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys float32 [batch, heads, tokens, head_dim]; see `batch_scores`."""
+    query, key = (_heads(projections[name], attention) for name in ("q_proj", "k_proj"))
+    query, key = apply_rotary_pos_emb(query, key, *(part.float() for part in rotation))
+    return query, key
 
 
 def log_mask(mask: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ and sharding work as they do elsewhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -24,8 +27,29 @@ from atp_models.training.masking import ALIVE, point_mask
 from atp_models.training.packed_attention import NAME as PACKED
 from atp_models.training.packing import PatchGrid
 from atp_models.training.rows import UNSUPERVISED, TokenBatch
-from atp_models.training.scoring import BatchScores, batch_scores, watch_projections
+from atp_models.training.scoring import (
+    BatchScores,
+    batch_scores,
+    rotated_heads,
+    watch_projections,
+)
 from atp_models.training.soft_state import SoftOutput, SoftState
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredLayer:
+    """A layer whose attention scores tokens, run on one row.
+
+    Attributes:
+        query: float32 [heads, tokens, head_dim], rotated and scaled.
+        key: float32 [kv_heads, tokens, head_dim], rotated.
+        change: [], how far its output is from that of the unchanged layer: squared, relative to
+            what the layer adds to its input.
+    """
+
+    query: Tensor
+    key: Tensor
+    change: Tensor
 
 
 class SoftDecoder(nn.Module):
@@ -122,6 +146,38 @@ class SoftDecoder(nn.Module):
             state = self._masked(starts.index(number), state, scores, batch, math.inf)
             state, hidden = state.drop(ALIVE, hidden)
         return scores, state.batch
+
+    def scored_layers(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        unchanged: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Iterator[ScoredLayer]:
+        """Some layers, each with gradients of its own; nothing is pruned.
+
+        Args:
+            batch: One row.
+            layers: Rising.
+            unchanged: Within it the layers have the weights whose hidden states go on.
+
+        Yields:
+            What pruning points behind these layers would read.
+        """
+        with torch.no_grad():
+            hidden, state = self._embed(batch), SoftState.begin(batch)
+        rotation = self._rotation(hidden, state)
+        for number, layer in enumerate(self.llava.model.language_model.layers[: layers[-1] + 1]):
+            with torch.no_grad(), unchanged():
+                expected = self._run(layer, hidden, state)
+            if number in layers:
+                attention = layer.self_attn
+                with watch_projections(attention) as seen:
+                    left = self._run(layer, hidden, state)
+                query, key = rotated_heads(attention, seen, rotation)
+                change = (left - expected).float().square().sum()
+                added = (expected - hidden).float().square().sum()
+                yield ScoredLayer(query[0] * attention.scaling, key[0], change / added)
+            hidden = expected
 
     def tower_features(self, pixel_values: Tensor) -> Tensor:
         """What the projector is given [images, features, width] for [images, 3, height, width].
@@ -229,7 +285,7 @@ class SoftDecoder(nn.Module):
         """N_mean [batch], L_atp [] and L_target [].
 
         L_target compares the mean of the batch, not every prompt's, so that one prompt may take
-        more tokens than another.
+        more tokens than another. Images that enter thinned are to keep the same share.
         """
         each = images.clamp_min(1)
         entered, left = tokens / each, counts / each
@@ -243,8 +299,9 @@ class SoftDecoder(nn.Module):
             return mean, mean.sum() * 0, mean.sum() * 0
         levels = module_levels(len(counts))
         atp = atp_loss(left[:, seen], levels=levels, tokens=entered[seen]).mean()
-        target = config.target_tokens
-        return mean, atp, target_loss(mean[seen].mean(), target=target, tokens=len(self.grid))
+        whole = len(self.grid)
+        kept = (mean[seen] / entered[seen]).mean() * whole
+        return mean, atp, target_loss(kept, target=config.target_tokens, tokens=whole)
 
 
 def _stacked(values: tuple[Tensor, ...], shape: torch.Size, like: Tensor) -> Tensor:

@@ -29,13 +29,17 @@ __all__ = [
 ]
 
 
-def open_backend(name: str = BACKENDS[0], *, threads: int | None = None) -> Backend:
+def open_backend(
+    name: str = BACKENDS[0], *, threads: int | None = None, cuda_graphs: bool = True
+) -> Backend:
     """The backend of that name, its library loaded.
 
     Args:
         name: One of `BACKENDS`: ONNX Runtime on the CPU, with its CUDA or its TensorRT provider,
             or TensorRT with engines that `atp-export engines` built.
         threads: Threads of one operator on the CPU; None leaves the number to the library.
+        cuda_graphs: Whether TensorRT's decode steps are recorded as CUDA graphs; the other
+            backends record none.
 
     Raises:
         InputError: There is no such backend, or `threads` is not positive or of no use to it.
@@ -54,7 +58,7 @@ def open_backend(name: str = BACKENDS[0], *, threads: int | None = None) -> Back
             why=f"the backend {name} runs on the GPU.",
             fix="leave the number of threads away.",
         )
-    return _open_tensorrt() if name == "tensorrt" else _open_provider(name)
+    return _open_tensorrt(cuda_graphs) if name == "tensorrt" else _open_provider(name)
 
 
 def _open_provider(name: str) -> Backend:
@@ -67,10 +71,10 @@ def _open_provider(name: str) -> Backend:
     return onnxruntime_gpu.OnnxRuntimeGpuBackend(CudaDevice.open(), provider)
 
 
-def _open_tensorrt() -> Backend:
+def _open_tensorrt(graphs: bool) -> Backend:
     from atp_runtime.backends.cuda_device import CudaDevice  # noqa: PLC0415
     from atp_runtime.backends.tensorrt import TensorRtBackend  # noqa: PLC0415
     from atp_runtime.backends.tensorrt_engine import open_tensorrt  # noqa: PLC0415
 
     library = open_tensorrt()
-    return TensorRtBackend(CudaDevice.open(), library)
+    return TensorRtBackend(CudaDevice.open(), library, graphs=graphs)

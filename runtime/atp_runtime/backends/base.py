@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any
@@ -90,6 +91,29 @@ class DeviceArray:
         return math.prod(self.shape) * item_size(self.dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class ArrayRows:
+    """Arrays of one shape and dtype that lie at equal distances.
+
+    Attributes:
+        first: The first of them.
+        pitch: Bytes from one to the next.
+        count: How many there are; at least one.
+    """
+
+    first: DeviceArray
+    pitch: int
+    count: int
+
+    def arrays(self) -> tuple[DeviceArray, ...]:
+        """Each by itself, in order."""
+        first = self.first
+        return tuple(
+            DeviceArray(first.address + row * self.pitch, first.shape, first.dtype, first.owner)
+            for row in range(self.count)
+        )
+
+
 @dataclass
 class Traffic:
     """What a backend has been asked to do so far.
@@ -101,12 +125,14 @@ class Traffic:
         stage_calls: Runs of any stage.
         synchronisations: Times the host waited for the device: for every download, counted as
             the bytes are, and where a backend had to otherwise.
+        replays: Of the runs, those that launched a recorded graph.
     """
 
     host_to_device_bytes: int = 0
     device_to_host_bytes: int = 0
     stage_calls: int = 0
     synchronisations: int = 0
+    replays: int = 0
 
 
 class LoadedStage(ABC):
@@ -139,6 +165,15 @@ class LoadedStage(ABC):
             MachineError: The machine's memory does not suffice, or its GPU failed.
         """
 
+    def repeatable(
+        self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]
+    ) -> Callable[[], None]:
+        """A `run` of these very arrays that is to be made often.
+
+        Where the backend `replays`, it may be recorded, and cost the host less from then on.
+        """
+        return partial(self.run, inputs, outputs)
+
     @abstractmethod
     def close(self) -> None:
         """Gives the stage's weights and working memory back; it cannot run any more."""
@@ -149,7 +184,11 @@ class Backend(ABC):
 
     Attributes:
         traffic: Counts of what happened since the backend was made.
+        replays: Whether `LoadedStage.repeatable` gains anything, so that it is worth while to let
+            shapes and addresses repeat.
     """
+
+    replays = False
 
     def __init__(self) -> None:
         self.traffic = Traffic()
@@ -185,6 +224,15 @@ class Backend(ABC):
     @abstractmethod
     def copy(self, into: DeviceArray, source: DeviceArray) -> None:
         """Copies within device memory; both have the same shape and dtype, and no overlap."""
+
+    def copy_rows(self, into: ArrayRows, source: ArrayRows) -> None:
+        """Copies each array of `source` over the one in its place; no two overlap."""
+        for place, array in zip(into.arrays(), source.arrays(), strict=True):
+            self.copy(place, array)
+
+    @abstractmethod
+    def clear_rows(self, rows: ArrayRows) -> None:
+        """Sets all elements to zero."""
 
     def upload(self, array: npt.NDArray[Any]) -> DeviceArray:
         """Copies a host array to new device memory.

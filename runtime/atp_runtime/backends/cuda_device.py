@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable
 from ctypes import byref, c_float, c_int, c_size_t, c_void_p
 
 import numpy as np
 
 from atp_runtime.backends.base import DeviceBuffer
 from atp_runtime.backends.cudart import Cudart, OutOfDeviceMemoryError, load_cudart
-from atp_runtime.backends.device import Device, HostMemory, MemoryState
+from atp_runtime.backends.device import Device, DeviceGraph, HostMemory, MemoryState
 from atp_runtime.errors import MachineError
 
 _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18  # cudaDevAttr...
 _BY_ADDRESS = 4  # cudaMemcpyDefault: host memory that the device shares is both
 _MAPPED = 2  # cudaHostAllocMapped: the device can use the memory, too
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: no waiting for the legacy default stream
+_THIS_THREAD = 1  # cudaStreamCaptureModeThreadLocal: other threads may do as they like
 _PROPERTIES_BYTES = 8192  # more than any version's struct, which begins with the name
 
 
@@ -113,6 +115,39 @@ class CudaDevice(Device):
         """Enqueues a copy."""
         self._cuda.call("cudaMemcpyAsync", into, source, nbytes, _BY_ADDRESS, self.stream)
 
+    def copy_rows(
+        self, into: int, into_pitch: int, source: int, source_pitch: int, nbytes: int, count: int
+    ) -> None:
+        """Enqueues one two-dimensional copy."""
+        places = into, into_pitch, source, source_pitch
+        self._cuda.call("cudaMemcpy2DAsync", *places, nbytes, count, _BY_ADDRESS, self.stream)
+
+    def clear_rows(self, first: int, pitch: int, nbytes: int, count: int) -> None:
+        """Enqueues one two-dimensional fill."""
+        self._cuda.call("cudaMemset2DAsync", first, pitch, 0, nbytes, count, self.stream)
+
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
+        """Records by CUDA's stream capture."""
+        recorded = c_void_p()
+        self._cuda.call("cudaStreamBeginCapture", self.stream, _THIS_THREAD)
+        try:
+            work()
+        except BaseException:
+            # The stream must leave capturing; that the recording is void is known already.
+            self._cuda.function("cudaStreamEndCapture")(self.stream, byref(recorded))
+            self._cuda.function("cudaGetLastError")()
+            self._destroy_graph(recorded)
+            raise
+        self._cuda.call("cudaStreamEndCapture", self.stream, byref(recorded))
+        try:
+            return CudaGraph(self._cuda, recorded, self.stream)
+        finally:
+            self._destroy_graph(recorded)
+
+    def _destroy_graph(self, recorded: c_void_p) -> None:
+        if recorded:
+            self._cuda.function("cudaGraphDestroy")(recorded)
+
     def synchronise(self) -> None:
         """Waits for the stream."""
         self._cuda.call("cudaStreamSynchronize", self.stream)
@@ -134,6 +169,27 @@ class CudaDevice(Device):
         self._cuda.call("cudaEventSynchronize", last.handle)
         self._cuda.call("cudaEventElapsedTime", byref(milliseconds), first.handle, last.handle)
         return milliseconds.value / 1e3
+
+
+class CudaGraph(DeviceGraph):
+    """A CUDA graph, ready to be launched; destroyed when nothing refers to it any more.
+
+    Args:
+        cuda: The CUDA runtime.
+        recorded: What was captured; needed here only.
+        stream: Where it is launched.
+    """
+
+    def __init__(self, cuda: Cudart, recorded: c_void_p, stream: int) -> None:
+        self._cuda = cuda
+        self._stream = stream
+        self._executable = c_void_p()
+        cuda.call("cudaGraphInstantiateWithFlags", byref(self._executable), recorded, 0)
+        weakref.finalize(self, cuda.function("cudaGraphExecDestroy"), self._executable)
+
+    def launch(self) -> None:
+        """Enqueues it."""
+        self._cuda.call("cudaGraphLaunch", self._executable, self._stream)
 
 
 class _Owned:

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from ctypes import POINTER, c_char, c_char_p, c_float, c_int, c_size_t, c_uint, c_void_p
+from ctypes import (
+    POINTER,
+    c_char,
+    c_char_p,
+    c_float,
+    c_int,
+    c_size_t,
+    c_uint,
+    c_ulonglong,
+    c_void_p,
+)
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,12 +36,30 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaGetDeviceCount": (POINTER(c_int),),
     "cudaGetDeviceProperties": (POINTER(c_char), c_int),
     "cudaGetLastError": (),
+    "cudaGraphDestroy": (c_void_p,),
+    "cudaGraphExecDestroy": (c_void_p,),
+    # cudaGraphInstantiate itself has other parameters since CUDA 12.
+    "cudaGraphInstantiateWithFlags": (_HANDLE, c_void_p, c_ulonglong),
+    "cudaGraphLaunch": (c_void_p, c_void_p),
     "cudaHostAlloc": (_HANDLE, c_size_t, c_uint),
     "cudaMalloc": (_HANDLE, c_size_t),
     "cudaMemGetInfo": (POINTER(c_size_t), POINTER(c_size_t)),
+    "cudaMemcpy2DAsync": (
+        c_void_p,
+        c_size_t,
+        c_void_p,
+        c_size_t,
+        c_size_t,
+        c_size_t,
+        c_int,
+        c_void_p,
+    ),
     "cudaMemcpyAsync": (c_void_p, c_void_p, c_size_t, c_int, c_void_p),
+    "cudaMemset2DAsync": (c_void_p, c_size_t, c_int, c_size_t, c_size_t, c_void_p),
     "cudaSetDevice": (c_int,),
+    "cudaStreamBeginCapture": (c_void_p, c_int),
     "cudaStreamCreateWithFlags": (_HANDLE, c_uint),
+    "cudaStreamEndCapture": (c_void_p, _HANDLE),
     "cudaStreamSynchronize": (c_void_p,),
 }
 _NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")

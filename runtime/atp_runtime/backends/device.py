@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,18 @@ class MemoryState:
 
     free: int
     total: int
+
+
+class DeviceGraph(ABC):
+    """Work that was recorded, to be enqueued again and again as one thing."""
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Enqueues it; it reads and writes the addresses that were given when it was recorded.
+
+        Raises:
+            MachineError: It cannot be launched.
+        """
 
 
 class Device(ABC):
@@ -100,6 +113,28 @@ class Device(ABC):
     @abstractmethod
     def copy(self, into: int, source: int, nbytes: int) -> None:
         """Enqueues a copy within the device, by addresses."""
+
+    @abstractmethod
+    def copy_rows(
+        self, into: int, into_pitch: int, source: int, source_pitch: int, nbytes: int, count: int
+    ) -> None:
+        """Enqueues `count` copies of `nbytes` each within the device, places a pitch apart."""
+
+    @abstractmethod
+    def clear_rows(self, first: int, pitch: int, nbytes: int, count: int) -> None:
+        """Enqueues that `count` times `nbytes` become zero, places a pitch apart."""
+
+    @abstractmethod
+    def capture(self, work: Callable[[], None]) -> DeviceGraph:
+        """Records what `work` enqueues on the stream, which does not happen yet.
+
+        Args:
+            work: Enqueues only: it neither waits nor allocates.
+
+        Raises:
+            MachineError: It cannot be recorded. Like an error of `work` itself, which is passed
+                on, this leaves the stream as it was.
+        """
 
     @abstractmethod
     def synchronise(self) -> None:

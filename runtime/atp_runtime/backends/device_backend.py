@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from atp_runtime.backends.base import Backend, DeviceArray, DeviceBuffer
+from atp_runtime.backends.base import ArrayRows, Backend, DeviceArray, DeviceBuffer
 from atp_runtime.backends.device import Device, HostMemory
 from atp_runtime.backends.staging import Staging
 
@@ -45,6 +45,20 @@ class DeviceBackend(Backend):
         """Enqueues a copy within device memory."""
         self._busy = True
         self.device.copy(into.address, source.address, source.nbytes)
+
+    def copy_rows(self, into: ArrayRows, source: ArrayRows) -> None:
+        """Enqueues one strided copy."""
+        nbytes = source.first.nbytes
+        if nbytes:
+            self._busy = True
+            places = into.first.address, into.pitch, source.first.address, source.pitch
+            self.device.copy_rows(*places, nbytes, source.count)
+
+    def clear_rows(self, rows: ArrayRows) -> None:
+        """Enqueues one strided fill."""
+        if rows.first.nbytes:
+            self._busy = True
+            self.device.clear_rows(rows.first.address, rows.pitch, rows.first.nbytes, rows.count)
 
     def mark(self) -> Any:
         """Enqueues an event."""

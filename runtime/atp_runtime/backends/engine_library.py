@@ -42,26 +42,11 @@ class EngineTensor:
     on_device: bool
 
 
-class PlanEngine(Protocol):
-    """A loaded plan with one context on the device's stream; every method may raise EngineError."""
-
-    @property
-    def tensors(self) -> tuple[EngineTensor, ...]:
-        """Inputs and outputs."""
-        ...
-
-    @property
-    def profiles(self) -> int:
-        """How many optimisation profiles it has."""
-        ...
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Device memory that the context needs while it runs."""
-        ...
+class PlanContext(Protocol):
+    """A context on the device's stream; every method may raise EngineError."""
 
     def set_scratch(self, address: int, nbytes: int) -> None:
-        """Where that memory is."""
+        """Where the engine's `scratch_bytes` are, which contexts may share."""
         ...
 
     def set_profile(self, index: int) -> None:
@@ -81,7 +66,38 @@ class PlanEngine(Protocol):
         ...
 
     def close(self) -> None:
-        """Gives context and weights back; nothing may be running."""
+        """Gives the context back; nothing may be running."""
+        ...
+
+
+class PlanEngine(Protocol):
+    """A loaded plan."""
+
+    @property
+    def tensors(self) -> tuple[EngineTensor, ...]:
+        """Inputs and outputs."""
+        ...
+
+    @property
+    def profiles(self) -> int:
+        """How many optimisation profiles it has."""
+        ...
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Device memory that a context needs while it runs."""
+        ...
+
+    def context(self) -> PlanContext:
+        """One more context.
+
+        Raises:
+            EngineError: There is none to be had.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives the weights back; all contexts must have been given back."""
         ...
 
 

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from atp_runtime.backends.base import ALIGNMENT, Backend, DeviceArray, DeviceBuffer, LoadedStage
+from atp_runtime.backends.base import (
+    ALIGNMENT,
+    ArrayRows,
+    Backend,
+    DeviceArray,
+    DeviceBuffer,
+    LoadedStage,
+)
 from atp_runtime.backends.onnxruntime_session import (
     OnnxRuntimeStage,
     load_library,
@@ -71,6 +78,11 @@ class OnnxRuntimeBackend(Backend):
     def copy(self, into: DeviceArray, source: DeviceArray) -> None:
         """Copies within memory."""
         self._write(into, _view(source))
+
+    def clear_rows(self, rows: ArrayRows) -> None:
+        """Overwrites memory."""
+        for array in rows.arrays():
+            _view(array)[...] = 0
 
     def _write(self, into: DeviceArray, array: npt.NDArray[Any]) -> None:
         _view(into)[...] = array

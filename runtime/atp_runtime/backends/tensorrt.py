@@ -6,11 +6,14 @@ GPU: the tests run it on host memory, with engines that execute the stages' ONNX
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from weakref import WeakSet
 
 from atp_runtime.backends.base import ALIGNMENT, DeviceArray, DeviceBuffer, LoadedStage
 from atp_runtime.backends.device import Device
 from atp_runtime.backends.device_backend import DeviceBackend
+from atp_runtime.backends.engine_context import EngineContext
 from atp_runtime.backends.engine_files import checked_plan, find_engines
 from atp_runtime.backends.engine_library import EngineError, EngineLibrary, PlanEngine
 from atp_runtime.backends.engine_profiles import (
@@ -19,6 +22,7 @@ from atp_runtime.backends.engine_profiles import (
     choose_profile,
     longest_lengths,
 )
+from atp_runtime.backends.recorded_run import RecordedRun
 from atp_runtime.backends.signature import check_signature
 from atp_runtime.bundle import Bundle
 from atp_runtime.engine_set import EngineProfile, Target
@@ -34,10 +38,12 @@ class TensorRtBackend(DeviceBackend):
     Args:
         device: The GPU.
         library: TensorRT.
+        graphs: Whether runs that repeat are recorded as CUDA graphs.
     """
 
-    def __init__(self, device: Device, library: EngineLibrary) -> None:
+    def __init__(self, device: Device, library: EngineLibrary, *, graphs: bool = True) -> None:
         super().__init__(device)
+        self.replays = graphs
         self._library = library
         self._target = Target(library.name, library.version, device.sm, device.name)
         self._scratch = device.allocate(0)
@@ -59,11 +65,12 @@ class TensorRtBackend(DeviceBackend):
         engine, plan = checked_plan(bundle, find_engines(bundle, self._target), stage)
         try:
             loaded = self._library.load(plan, self.device)
+            context = EngineContext(loaded.context())
             self._provide_scratch(loaded.scratch_bytes)
         except EngineError as error:
             raise _load_error(stage, error) from error
         _check_tensors(stage, loaded)
-        return _TensorRtStage(stage, loaded, engine.profiles, self)
+        return _TensorRtStage(stage, loaded, context, engine.profiles, self)
 
     def _provide_scratch(self, nbytes: int) -> None:
         if nbytes > self._scratch.nbytes:
@@ -73,12 +80,13 @@ class TensorRtBackend(DeviceBackend):
 
 
 class _TensorRtStage(LoadedStage):
-    """An engine, with what its context was last told."""
+    """An engine with one context for runs as they come, and one for each run that is recorded."""
 
     def __init__(
         self,
         stage: Stage,
         engine: PlanEngine,
+        context: EngineContext,
         profiles: tuple[EngineProfile, ...],
         backend: TensorRtBackend,
     ) -> None:
@@ -87,60 +95,68 @@ class _TensorRtStage(LoadedStage):
         self.longest = longest_lengths(profiles, list(self._places))
         self._stage = stage
         self._engine = engine
+        self._context = context
         self._profiles = profiles
         self._backend = backend
-        self._profile: int | None = None
-        self._scratch: int | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
         self._stand_ins: dict[str, DeviceBuffer] = {}
+        self._recorded: WeakSet[RecordedRun] = WeakSet()
 
     def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         """Tells the context what changed since the last run, then enqueues one."""
-        lengths = {axis: inputs[name].shape[i] for axis, (name, i) in self._places.items()}
-        profile = choose_profile(self._stage, self._profiles, lengths)
-        self._check(inputs, outputs, lengths)
+        profile = self._choose_profile(inputs, outputs)
         self._backend.stage_started()
         try:
-            self._prepare(profile)
-            for name, array in inputs.items():
-                self._set_shape(name, array.shape)
-                self._set_address(name, self._aligned_input(name, array))
+            taken = {name: self._aligned_input(name, array) for name, array in inputs.items()}
             written = {name: self._aligned(name, array) for name, array in outputs.items()}
-            for name, array in written.items():
-                self._set_address(name, array)
-            self._engine.enqueue()
+            self._context.prepare(profile, self._backend.scratch, taken, written)
+            self._context.enqueue()
         except EngineError as error:
             raise _run_error(self._stage, error) from error
         for name, array in outputs.items():
             if written[name] is not array:
                 self._backend.copy(array, written[name])
 
+    def repeatable(
+        self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]
+    ) -> Callable[[], None]:
+        """A run that is recorded when it is made again, if the backend records at all."""
+        aligned = all(it.address % ALIGNMENT == 0 for it in (*inputs.values(), *outputs.values()))
+        if not (self._backend.replays and aligned):
+            return super().repeatable(inputs, outputs)
+        profile = self._choose_profile(inputs, outputs)
+        try:
+            context = EngineContext(self._engine.context())
+        except EngineError as error:
+            raise _run_error(self._stage, error) from error
+        backend = self._backend
+        run = RecordedRun(
+            backend.device, context, profile, lambda: backend.scratch, inputs, outputs
+        )
+        self._recorded.add(run)
+        return partial(self._repeat, run)
+
     def close(self) -> None:
-        """Waits for what is running, then gives context and weights back."""
+        """Waits for what is running, then gives contexts and weights back."""
         self._backend.synchronise()
+        for run in self._recorded:
+            run.close()
+        self._context.close()
         self._engine.close()
 
-    def _prepare(self, profile: int) -> None:
-        scratch = self._backend.scratch
-        if self._scratch != scratch.address:
-            self._engine.set_scratch(scratch.address, scratch.nbytes)
-            self._scratch = scratch.address
-        if self._profile != profile:
-            self._shapes.clear()
-            self._profile = None
-            self._engine.set_profile(profile)
-            self._profile = profile
+    def _repeat(self, run: RecordedRun) -> None:
+        self._backend.stage_started()
+        try:
+            self._backend.traffic.replays += run.enqueue()
+        except EngineError as error:
+            raise _run_error(self._stage, error) from error
 
-    def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        if self._shapes.get(name) != shape:
-            self._engine.set_shape(name, shape)
-            self._shapes[name] = shape
-
-    def _set_address(self, name: str, array: DeviceArray) -> None:
-        if self._addresses.get(name) != array.address:
-            self._engine.set_address(name, array.address)
-            self._addresses[name] = array.address
+    def _choose_profile(
+        self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]
+    ) -> int:
+        lengths = {axis: inputs[name].shape[i] for axis, (name, i) in self._places.items()}
+        profile = choose_profile(self._stage, self._profiles, lengths)
+        self._check(inputs, outputs, lengths)
+        return profile
 
     def _aligned_input(self, name: str, array: DeviceArray) -> DeviceArray:
         aligned = self._aligned(name, array)

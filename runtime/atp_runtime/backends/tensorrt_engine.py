@@ -93,36 +93,22 @@ class TensorRtLibrary:
         engine = self._runtime.deserialize_cuda_engine(mapped)
         if engine is None:
             raise self._log.error("the plan cannot be loaded")
-        context = engine.create_execution_context(
-            self._module.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
-        if context is None:
-            raise self._log.error("there is no context to be had")
-        return TensorRtEngine(self._module, engine, context, self._log, device.stream)
+        return TensorRtEngine(self._module, engine, self._log, device.stream)
 
 
 class TensorRtEngine:
-    """A plan with its context; see `PlanEngine`.
+    """A plan; see `PlanEngine`.
 
     Args:
         module: `tensorrt` or `tensorrt_rtx`.
         engine: The plan.
-        context: Its only one.
         log: Where the library says what went wrong.
         stream: The handle of the stream that runs are enqueued on.
     """
 
-    def __init__(
-        self,
-        module: Any,
-        engine: trt.ICudaEngine,
-        context: trt.IExecutionContext,
-        log: Any,
-        stream: int,
-    ) -> None:
+    def __init__(self, module: Any, engine: trt.ICudaEngine, log: Any, stream: int) -> None:
         self._module = module
         self._engine = engine
-        self._context = context
         self._log = log
         self._stream = stream
 
@@ -156,6 +142,34 @@ class TensorRtEngine:
         """What the largest profile needs."""
         return int(self._engine.device_memory_size_v2)
 
+    def context(self) -> TensorRtContext:
+        """A context without memory of its own."""
+        context = self._engine.create_execution_context(
+            self._module.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if context is None:
+            raise self._log.error("there is no context to be had")
+        return TensorRtContext(context, self._log, self._stream)
+
+    def close(self) -> None:
+        """Drops the engine."""
+        self._engine = None
+
+
+class TensorRtContext:
+    """A context of a plan; see `PlanContext`.
+
+    Args:
+        context: TensorRT's.
+        log: Where the library says what went wrong.
+        stream: The handle of the stream that runs are enqueued on.
+    """
+
+    def __init__(self, context: trt.IExecutionContext, log: Any, stream: int) -> None:
+        self._context = context
+        self._log = log
+        self._stream = stream
+
     def set_scratch(self, address: int, nbytes: int) -> None:
         """Where the context may work."""
         self._context.set_device_memory(address, nbytes)
@@ -180,9 +194,8 @@ class TensorRtEngine:
         self._expect(self._context.execute_async_v3(self._stream), "the run cannot be enqueued")
 
     def close(self) -> None:
-        """Drops the context, then the engine."""
+        """Drops it."""
         self._context = None
-        self._engine = None
 
     def _expect(self, done: bool, otherwise: str) -> None:
         if not done:

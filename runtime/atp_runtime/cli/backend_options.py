@@ -12,7 +12,7 @@ _NAMES = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 
 
 def add_backend_options(group: argparse._ActionsContainer) -> None:
-    """Adds `--backend` and `--threads` to a parser or to a group of it."""
+    """Adds `--backend`, `--threads` and `--no-cuda-graph` to a parser or to a group of it."""
     group.add_argument(
         "--backend",
         choices=_NAMES,
@@ -22,4 +22,11 @@ def add_backend_options(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default: one per core)"
+    )
+    group.add_argument(
+        "--no-cuda-graph",
+        dest="cuda_graphs",
+        action="store_false",
+        help="enqueue every decode step anew instead of recording it as CUDA graphs; only "
+        "--backend tensorrt records any",
     )

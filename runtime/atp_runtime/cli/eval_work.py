@@ -46,6 +46,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         images=not options.without_images,
         backend=options.backend,
         threads=options.threads,
+        cuda_graphs=options.cuda_graphs,
         output=options.output,
         restart=options.restart,
     )

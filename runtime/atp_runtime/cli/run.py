@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--system", metavar="TEXT", help="the system prompt (default: the chat template's)"
     )
     _add_generation(parser)
+    _add_deadline(parser)
     add_backend_options(parser)
     add_listen_option(parser)
     parser.add_argument(
@@ -106,6 +107,22 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="TEXT",
         help="ends the answer where it appears; repeat for several",
+    )
+
+
+def _add_deadline(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("deadline")
+    group.add_argument(
+        "--deadline",
+        metavar="400ms",
+        help="when the first token is due: visual tokens are pruned further where the measured "
+        "times say that it would come later",
+    )
+    group.add_argument(
+        "--latency-table",
+        type=Path,
+        metavar="FILE",
+        help="those times (default: what atp-profile wrote into the bundle on this machine)",
     )
 
 

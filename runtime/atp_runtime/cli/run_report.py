@@ -17,27 +17,35 @@ _CUT = {
 _EMPTY = "the answer is empty: the model ended it at once"
 
 
-def answer_document(answer: Answer, notice: str | None, pictures: Sequence[Path]) -> dict[str, Any]:
+def answer_document(
+    answer: Answer, notice: str | None, pictures: Sequence[Path], deadline: float | None
+) -> dict[str, Any]:
     """An answer as a part of a JSON document.
 
     Args:
         answer: The answer.
         notice: What the bundle wants said with it.
         pictures: What was drawn.
+        deadline: When the first token was due, in seconds; None for no deadline.
     """
+    met = None if deadline is None else answer.statistics.first_token_seconds <= deadline
     return {
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "notice": notice,
         "pictures": [str(path) for path in pictures],
+        "deadline": None if deadline is None else {"seconds": deadline, "met": met},
         "statistics": to_json(answer.statistics),
     }
 
 
-def notes(answer: Answer, notice: str | None, pictures: Sequence[Path]) -> list[str]:
+def notes(
+    answer: Answer, notice: str | None, pictures: Sequence[Path], deadline: float | None
+) -> list[str]:
     """What belongs below an answer, as lines for people; arguments as `answer_document`."""
     ending = _CUT.get(answer.finish_reason) or (None if answer.text.strip() else _EMPTY)
     lines = [f"note: {text}" for text in (ending, notice) if text]
+    lines += [] if deadline is None else [_deadline(answer, deadline)]
     return lines + [f"picture: {path}" for path in pictures]
 
 
@@ -61,6 +69,23 @@ def statistics_lines(statistics: Statistics) -> list[str]:
     if s.peak_memory_bytes:
         lines.append(("peak memory", f"{s.peak_memory_bytes / 2**20:.0f} MiB"))
     return [f"{name:<17} {told}" for name, told in lines]
+
+
+def _deadline(answer: Answer, deadline: float) -> str:
+    """What the deadline made of the pruning, and whether it was met."""
+    told = []
+    for point in answer.points:
+        images = point.selection.diagnostics.values()
+        wanted, kept = (int(sum(it[name] for it in images)) for name in ("wanted", "kept"))
+        if kept < wanted:
+            told.append(f"before layer {point.before_layer} tightened from {wanted} to {kept}")
+    seconds = answer.statistics.first_token_seconds
+    verdict = "met" if seconds <= deadline else "missed"
+    changes = "; ".join(told) or "pruning as the bundle has it"
+    return (
+        f"deadline {1e3 * deadline:.0f} ms {verdict}: first token after {1e3 * seconds:.0f} ms; "
+        f"{changes}"
+    )
 
 
 def _rate(statistics: Statistics) -> str:

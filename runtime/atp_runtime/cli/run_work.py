@@ -16,9 +16,13 @@ from atp_runtime.cli.listen import check_listen, listen
 from atp_runtime.cli.run_pictures import check_pictures, check_prunes, draw_pictures
 from atp_runtime.cli.run_report import answer_document, notes, statistics_lines
 from atp_runtime.conversation import ImageSources
+from atp_runtime.deadline import DeadlineSelectors
 from atp_runtime.errors import AtpError, InputError
 from atp_runtime.generation import GenerationOptions
 from atp_runtime.images import load_image
+from atp_runtime.latency.duration import parse_duration
+from atp_runtime.latency.table import MeasuredLatency, read_table, table_for, this_setting
+from atp_runtime.manifest import read_manifest
 from atp_runtime.sampling import SamplingOptions
 from atp_runtime.session import Session
 
@@ -79,7 +83,47 @@ def chat(options: argparse.Namespace) -> int:
 
 
 def _open(options: argparse.Namespace) -> Session:
-    return Session.open(options.bundle, backend=options.backend, threads=options.threads)
+    seconds = _deadline(options)
+    if seconds is None:
+        return _open_bundle(options)
+    latency = _latency(options)  # told to be missing before the bundle is loaded
+    session = _open_bundle(options)
+    try:
+        model = session.model
+        model.select = DeadlineSelectors(model.select, model.manifest, latency, seconds)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def _open_bundle(options: argparse.Namespace) -> Session:
+    return Session.open(
+        options.bundle,
+        backend=options.backend,
+        threads=options.threads,
+        cuda_graphs=options.cuda_graphs,
+    )
+
+
+def _latency(options: argparse.Namespace) -> MeasuredLatency:
+    manifest = read_manifest(options.bundle)
+    if options.latency_table:
+        return MeasuredLatency(read_table(options.latency_table, manifest))
+    setting = this_setting(options.backend, options.threads)
+    return MeasuredLatency(table_for(options.bundle, manifest, setting))
+
+
+def _deadline(options: argparse.Namespace) -> float | None:
+    if options.deadline is not None:
+        return parse_duration(options.deadline, "--deadline")
+    if options.latency_table:
+        raise InputError(
+            "--latency-table without --deadline",
+            why="its times say how far pruning must go for a deadline.",
+            fix="add --deadline 400ms, or leave the table away.",
+        )
+    return None
 
 
 class _Dialogue:
@@ -99,6 +143,7 @@ class _Dialogue:
         if options.show_pruning:
             check_prunes(self._manifest)
         self._options = options
+        self._deadline = _deadline(options)
         self._generation = generation
         self._photos = photos
         self._conversation = session.conversation(options.system)
@@ -118,12 +163,12 @@ class _Dialogue:
         self._answered += 1
         if not options.json:
             self._tell(result, pictures)
-        return answer_document(result, self._manifest.provenance.notice, pictures)
+        return answer_document(result, self._manifest.provenance.notice, pictures, self._deadline)
 
     def _tell(self, result: Answer, pictures: Sequence[Path]) -> None:
         notice = self._manifest.provenance.notice if self._answered == 1 else None
         if not self._options.quiet:
-            for line in notes(result, notice, pictures):
+            for line in notes(result, notice, pictures, self._deadline):
                 print_note(line)
         if self._options.stats:
             for line in statistics_lines(result.statistics):
@@ -139,6 +184,7 @@ def _check(options: argparse.Namespace) -> GenerationOptions:
         seed=options.seed,
     )
     generation = GenerationOptions(options.max_new_tokens, sampling, tuple(options.stop))
+    _deadline(options)
     for path in options.image:
         if not os.access(path, os.R_OK):
             load_image(path)  # says what is wrong with it

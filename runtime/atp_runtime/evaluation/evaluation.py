@@ -46,6 +46,7 @@ class Plan:
         images: Whether the images are shown.
         backend: What runs the bundle, see `atp_runtime.backends.open_backend`.
         threads: CPU threads; None lets the backend decide.
+        cuda_graphs: Whether decode steps may be recorded as CUDA graphs.
         output: Where report and answers go; None is a directory named for bundle and data.
         restart: Whether to drop the answers of an earlier start.
     """
@@ -62,6 +63,7 @@ class Plan:
     images: bool = True
     backend: str = BACKENDS[0]
     threads: int | None = None
+    cuda_graphs: bool = True
     output: Path | None = None
     restart: bool = False
 
@@ -97,7 +99,9 @@ def evaluate(plan: Plan, stream: TextIO | None) -> Report:
     questions = draw(dataset.questions, plan.limit, plan.seed)
     if plan.images:
         check_images(questions)
-    with Session.open(plan.bundle, backend=plan.backend, threads=plan.threads) as session:
+    with Session.open(
+        plan.bundle, backend=plan.backend, threads=plan.threads, cuda_graphs=plan.cuda_graphs
+    ) as session:
         manifest = session.model.manifest
         select = plan.choice.apply(session.model, plan.seed)
         run = _run(plan, format_, dataset)

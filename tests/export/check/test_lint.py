@@ -56,6 +56,22 @@ def test_an_older_graph_passes() -> None:
     assert lint(small_model(RELU, opset=9, ir_version=3)) == ()
 
 
+def test_int4_weights_need_the_opset_that_has_them() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("DequantizeLinear", ["w", "scale"], ["y"], name="weights")],
+        "graph",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+        [
+            helper.make_tensor("w", TensorProto.INT4, [2], [1, -2]),
+            helper.make_tensor("scale", TensorProto.FLOAT, [], [0.5]),
+        ],
+    )
+    for opset, expected in ((21, ()), (23, ("opset 23: 20 is the newest",))):
+        opsets = [helper.make_opsetid("", opset)]
+        assert lint(helper.make_model(graph, opset_imports=opsets, ir_version=10)) == expected
+
+
 @pytest.mark.parametrize(
     ("model", "complaint"),
     [

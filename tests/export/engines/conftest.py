@@ -56,6 +56,7 @@ def segment_tensors(
         TensorSpec("hidden_states", "float16", (1, "tokens", HIDDEN)),
         TensorSpec("keep_indices", "int64", ("kept",)),
         TensorSpec("position_ids", "int64", (1, "kept")),
+        TensorSpec("past_length", "int64", (1,)),
         TensorSpec(past_key, "float16", (1, "past", HEADS, WIDTH)),
         TensorSpec(past_value, "float16", (1, "past", HEADS, WIDTH)),
     ]

@@ -60,11 +60,19 @@ def test_indices_mean_what_they_mean_in_a_conversation(make_manifest: Make) -> N
         keep = inputs["keep_indices"]
         assert (np.diff(keep) > 0).all()
         assert 0 <= keep.min() <= keep.max() < lengths["tokens"]
-        assert (inputs["position_ids"][0] == keep + lengths["past"]).all()
+        assert (inputs["position_ids"][0] == keep + inputs["past_length"]).all()
         rows = inputs["text_rows"]
         assert 0 <= rows.min() <= rows.max() < lengths["kept"]
         assert inputs["text_weights"].sum() == pytest.approx(1)
         assert inputs["visual_weights"].sum() == pytest.approx(1)
+
+
+def test_past_is_padded_in_a_decode_step_alone(make_manifest: Make) -> None:
+    manifest = make_manifest(longest=2048)
+    stage = manifest.stage("segment_0")
+    for moment, lengths in calls(manifest, stage).items():
+        behind = lengths["past"] - sample_inputs(stage, lengths)["past_length"]
+        assert (behind > 0) == (moment == "decode")
 
 
 def test_some_tokens_are_dropped_in_prefill(make_manifest: Make) -> None:

@@ -113,6 +113,7 @@ def random_inputs(spec: ModelSpec, tokens: int, kept: int, past: int, rows: int)
         "hidden_states": normal(1, tokens, text.hidden),
         "keep_indices": keep,
         "position_ids": (past * 2 + gaps.cumsum(0)).unsqueeze(0),
+        "past_length": torch.tensor([past]),
         "visual_weights": visual / visual.sum().clamp(min=1),
         "text_rows": torch.randperm(kept, generator=generator)[:rows].sort().values,
         "text_weights": torch.full((rows,), 1 / rows),
@@ -223,6 +224,33 @@ def test_both_dialects_of_a_segment_compute_the_same(
         torch.testing.assert_close(native[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+@pytest.mark.parametrize("filled", [0, 1, 29, 30])
+@pytest.mark.parametrize(("tokens", "kept", "rows"), [(1, 1, 1), (9, 5, 2)])
+def test_positions_behind_the_past_length_are_not_seen(
+    spec: ModelSpec,
+    segment: Callable[[str, str], Runner],
+    dialect: str,
+    precision: str,
+    filled: int,
+    tokens: int,
+    kept: int,
+    rows: int,
+) -> None:
+    padded = random_inputs(spec, tokens, kept, 30, rows)
+    padded["past_length"] = torch.tensor([filled])
+    exact = dict(padded)
+    for name, value in padded.items():
+        if name.startswith("past_key_values."):
+            exact[name] = value[:, :filled]
+            value[:, filled:] *= 30  # would outweigh all else
+    found, expected = (segment(dialect, precision)(it) for it in (padded, exact))
+    for name, value in expected.items():
+        error = (found[name] - value).abs().max().item()
+        assert error <= TOLERANCES[precision] * max(1.0, value.abs().max().item()), name
+
+
 @pytest.mark.parametrize("dialect", ["portable", "native"])
 def test_a_prompt_in_chunks_gives_what_it_gives_at_once(
     spec: ModelSpec, segment: Callable[[str, str], Runner], dialect: str
@@ -241,6 +269,7 @@ def test_a_prompt_in_chunks_gives_what_it_gives_at_once(
                 past = [whole[f"past_key_values.{layer}.{kind}"]]
                 past += [earlier[f"present.{layer}.{kind}"] for earlier in parts]
                 part[f"past_key_values.{layer}.{kind}"] = torch.cat(past, 1)
+        part["past_length"] = torch.tensor([start])
         parts.append(run(part))
     in_chunks = torch.cat([part["hidden_states_out"] for part in parts], 1)
     torch.testing.assert_close(in_chunks, at_once["hidden_states_out"], rtol=1e-4, atol=1e-5)

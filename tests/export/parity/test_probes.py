@@ -43,6 +43,7 @@ def segment_inputs() -> Arrays:
         "hidden_states": generator.normal(size=(1, TOKENS, 64)).astype(np.float32),
         "keep_indices": np.array([0, 1, 3, 4, 5, 7, 8]),
         "position_ids": np.array([[4, 5, 8, 9, 11, 14, 15]]),
+        "past_length": np.array([PAST]),
         **scorer_inputs(VISUAL),
     }
     for layer in range(3):

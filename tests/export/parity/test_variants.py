@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.export.kinds import KINDS
 
 from atp_export.job import ExportOptions, prepare_job
 from atp_export.parity import run_parity
@@ -32,33 +33,6 @@ STEPS = 64
 LOGITS = 1e-3
 NEARLY_EQUAL = 1e-4
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-LINEAR = {"rope_type": "linear", "factor": 2.0}
-
-KINDS: dict[str, dict[str, Any]] = {
-    "multi-head": {},
-    "grouped-query": {"kv_heads": 2},
-    "multi-query": {"kv_heads": 1},
-    "tied": {"tied": True},
-    "full strategy": {"strategy": "full"},
-    "siglip": {"vision": "siglip"},
-    "dinov2": {"vision": "dinov2"},
-    "linear rope": {"rope_scaling": LINEAR},
-    "llama3 rope": {"rope_scaling": LLAMA3},
-    "yarn rope": {"rope_scaling": YARN},
-    "biases": {"attention_bias": True, "mlp_bias": True},
-    "several feature layers": {"feature_layer": [1, -2]},
-    "last feature layer": {"feature_layer": -1},
-    "no tower layer": {"feature_layer": [0]},
-    "other image size": {"image_size": 48},
-}
 QUICK: dict[str, tuple[str, ...]] = {
     "portable": ("siglip", "biases", "several feature layers", "linear rope", "tied"),
     "native": ("grouped-query", "tied", "full strategy", "llama3 rope"),

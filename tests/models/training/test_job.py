@@ -330,7 +330,7 @@ def test_a_configuration_of_the_checkpoint_goes_on_and_its_modules_too(
     [
         ({}, {"dense": True}, "--mode must be"),
         ({"pack": 2}, {}, "--pack"),
-        ({"visual_tokens_stride": (2,)}, {"mode": "lora"}, "--visual-tokens-stride"),
+        ({"visual_tokens_stride": (2,)}, {"fit_thresholds": True}, "no --visual-tokens-stride"),
         ({}, {"fit_thresholds": True, "mode": "full"}, "--fit-thresholds"),
         ({}, {"fit_thresholds": True, "dense": True, "mode": "lora"}, "no thresholds"),
         ({"validation": 0.999999}, {}, "kept for validation"),

@@ -23,7 +23,8 @@ from torch import Tensor
 from atp_models.atp import AtpModules
 from atp_models.atp_losses import mean_tokens
 from atp_models.reference import LlavaReference
-from atp_models.training.packing import PatchGrid
+from atp_models.training.masking import images_of
+from atp_models.training.packing import PatchGrid, thin_batch
 from atp_models.training.rows import TokenRow, make_batch
 from atp_models.training.soft_decoder import SoftDecoder
 from atp_models.training.soft_state import SoftOutput
@@ -252,6 +253,39 @@ def test_losses_are_the_papers_sums_over_the_soft_counts(
     torch.testing.assert_close(found.atp_loss, atp)
     torch.testing.assert_close(found.target_loss, target)
     torch.testing.assert_close(found.loss, found.lm_loss + 0.07 * atp + 0.3 * target)
+
+
+def test_target_of_thinned_images_is_the_same_share_of_what_they_enter_with(
+    make_checkpoint: MakeCheckpoint, grid: PatchGrid
+) -> None:
+    modules = random_modules((2, 4), target_tokens=12)
+    decoder = SoftDecoder(load(make_checkpoint()), modules, grid)
+    batch = make_batch(
+        [row_of(5, 7, answer=3), row_of(3, 2, answer=2)], FEATURES, pixel_values=pixels(2)
+    )
+    thinned = thin_batch(batch, grid, torch.tensor([2, 1]), torch.tensor([[1, 0], [0, 0]]))
+
+    found = decoder(thinned, 10.0)
+
+    share = (found.mean_tokens / thinned.visual.sum(1)).mean()
+    torch.testing.assert_close(found.target_loss, (share * FEATURES - 12).abs() / FEATURES)
+
+
+def test_sampling_grids_lie_on_the_tokens_that_a_thinned_image_has(
+    make_checkpoint: MakeCheckpoint, grid: PatchGrid
+) -> None:
+    batch = make_batch([row_of(5, 7, answer=3)], FEATURES, pixel_values=pixels(1))
+    thinned = thin_batch(batch, grid, torch.tensor([2]), torch.tensor([[1, 0]]))
+    decoder = SoftDecoder(load(make_checkpoint()), random_modules((2,)), grid)
+    scores, left = decoder.scores_at(thinned, 0)
+
+    (image,) = images_of(scores, left, grid)
+
+    places = list(zip(image.grid_row.tolist(), image.grid_column.tolist(), strict=True))
+    rows, columns = (sorted(set(axis)) for axis in zip(*places, strict=True))
+    assert places == [(row, column) for row in rows for column in columns]
+    assert (rows, columns) == (list(range(len(rows))), list(range(len(columns))))
+    assert len(places) < FEATURES
 
 
 def test_only_layers_behind_the_first_point_are_differentiated_when_modules_alone_learn(

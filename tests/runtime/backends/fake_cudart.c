@@ -7,6 +7,13 @@ static size_t live = 0, pinned = 0, events = 0, limit = (size_t)1 << 30;
 static int last_kind = 0, stream_flags = 0, host_flags = 0;
 static char stream_memory;
 
+/* A captured stream keeps its copies and fills; more than there is room for voids the capture. */
+enum { MOST = 4 };
+typedef struct { char *into; const char *source; size_t into_pitch, source_pitch, width, rows; } Work;
+typedef struct { Work work[MOST]; int count; } Graph;
+static Graph *capturing = 0;
+static size_t graphs = 0, executables = 0, launches = 0;
+
 void fake_order(int device_count, int shares_memory, size_t memory)
 {
     devices = device_count;
@@ -18,7 +25,8 @@ void fake_fail(int code) { failure = code; }
 size_t fake_count(int what)
 {
     size_t counts[] = {live, pinned, events, (size_t)last_kind, (size_t)stream_flags,
-                       (size_t)host_flags, (size_t)pending};
+                       (size_t)host_flags, (size_t)pending, graphs, executables, launches,
+                       (size_t)(capturing != 0)};
     return counts[what];
 }
 
@@ -67,13 +75,69 @@ int cudaHostAlloc(void **address, size_t size, unsigned flags)
 }
 int cudaFree(void *address) { live -= 1; free(address); return result(0); }
 int cudaFreeHost(void *address) { pinned -= 1; free(address); return result(0); }
+static int enqueue(Work work, void *stream)
+{
+    if (stream != &stream_memory) return result(400);
+    if (capturing) {
+        if (capturing->count++ < MOST) capturing->work[capturing->count - 1] = work;
+        return result(0);
+    }
+    for (size_t row = 0; row < work.rows; row++) {
+        char *into = work.into + row * work.into_pitch;
+        if (work.source) memcpy(into, work.source + row * work.source_pitch, work.width);
+        else memset(into, 0, work.width);
+    }
+    return result(0);
+}
 int cudaMemcpyAsync(void *into, const void *source, size_t size, int kind, void *stream)
 {
     last_kind = kind;
-    if (stream != &stream_memory) return result(400);
-    memcpy(into, source, size);
+    return enqueue((Work){into, source, size, size, size, 1}, stream);
+}
+int cudaMemcpy2DAsync(void *into, size_t into_pitch, const void *source, size_t source_pitch,
+                      size_t width, size_t rows, int kind, void *stream)
+{
+    last_kind = kind;
+    return enqueue((Work){into, source, into_pitch, source_pitch, width, rows}, stream);
+}
+int cudaMemset2DAsync(void *into, size_t pitch, int value, size_t width, size_t rows, void *stream)
+{
+    return value ? result(1) : enqueue((Work){into, 0, pitch, 0, width, rows}, stream);
+}
+int cudaStreamBeginCapture(void *stream, int mode)
+{
+    if (stream != &stream_memory || capturing || mode != 1) return result(400);
+    capturing = calloc(1, sizeof *capturing);
+    graphs += 1;
     return result(0);
 }
+int cudaStreamEndCapture(void *stream, void **graph)
+{
+    *graph = 0;
+    if (stream != &stream_memory || !capturing) return result(400);
+    Graph *ended = capturing;
+    capturing = 0;
+    if (ended->count > MOST) { free(ended); graphs -= 1; return result(901); }
+    *graph = ended;
+    return result(0);
+}
+int cudaGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags)
+{
+    if (failure) return result(failure);
+    *executable = malloc(sizeof(Graph));
+    memcpy(*executable, graph, sizeof(Graph));
+    executables += 1;
+    return result(flags ? 1 : 0);
+}
+int cudaGraphLaunch(void *executable, void *stream)
+{
+    Graph *graph = executable;
+    launches += 1;
+    for (int i = 0; i < graph->count; i++) enqueue(graph->work[i], stream);
+    return result(0);
+}
+int cudaGraphDestroy(void *graph) { graphs -= 1; free(graph); return result(0); }
+int cudaGraphExecDestroy(void *graph) { executables -= 1; free(graph); return result(0); }
 int cudaStreamCreateWithFlags(void **stream, unsigned flags)
 {
     *stream = &stream_memory;

@@ -4,15 +4,18 @@ import ctypes
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import numpy as np
 
 from atp_runtime.backends.base import ALIGNMENT, DeviceBuffer
-from atp_runtime.backends.device import Device, HostMemory, MemoryState
+from atp_runtime.backends.device import Device, DeviceGraph, HostMemory, MemoryState
 from atp_runtime.errors import MachineError
 
-FRESH, AWAITED = 0xA5, 0xEE
+FRESH, AWAITED = 0xFF, 0xEE  # of bytes 0xFF, floats of any width are NaN
+
+Work = Callable[[], object]
 
 
 class HostDevice(Device):
@@ -26,8 +29,11 @@ class HostDevice(Device):
         capacity: Bytes it has.
 
     Attributes:
-        counts: Of "copy_in", "copy_out", "copy", "synchronise", and "free" for the times that
-            work had to be done because memory was freed.
+        counts: Of "copy_in", "copy_out", "copy", "copy_rows", "clear_rows", "synchronise",
+            "capture", "launch", and "free" for the times that work had to be done because memory
+            was freed.
+        recording: What is being captured, in place of being done.
+        no_graphs: Whether nothing can be captured.
     """
 
     def __init__(
@@ -39,9 +45,14 @@ class HostDevice(Device):
         self._late = late
         self._capacity = capacity
         self._allocated = 0
-        self._work: deque[Callable[[], object]] = deque()
+        self._work: deque[Work] = deque()
+        self.recording: list[Work] | None = None
+        self.no_graphs = False
 
-    def enqueue(self, work: Callable[[], object]) -> None:
+    def enqueue(self, work: Work) -> None:
+        if self.recording is not None:
+            self.recording.append(work)
+            return
         self._work.append(work)
         if not self._late:
             self._drain()
@@ -57,6 +68,7 @@ class HostDevice(Device):
         return HostMemory(*self._block(nbytes))
 
     def _block(self, nbytes: int) -> tuple[int, np.ndarray]:
+        assert self.recording is None, "a capture must not allocate"
         if self._allocated + nbytes > self._capacity:
             raise MachineError(f"{nbytes} bytes of GPU memory", why="it is small.", fix="wait.")
         self._allocated += nbytes
@@ -90,7 +102,34 @@ class HostDevice(Device):
         assert source
         self.enqueue(lambda: ctypes.memmove(into, source, nbytes))
 
+    def copy_rows(
+        self, into: int, into_pitch: int, source: int, source_pitch: int, nbytes: int, count: int
+    ) -> None:
+        self.counts["copy_rows"] += 1
+        assert min(into_pitch, source_pitch) >= nbytes > 0
+        for row in range(count):
+            self._copy(into + row * into_pitch, source + row * source_pitch, nbytes)
+
+    def clear_rows(self, first: int, pitch: int, nbytes: int, count: int) -> None:
+        self.counts["clear_rows"] += 1
+        assert pitch >= nbytes > 0
+        for row in range(count):
+            self.enqueue(partial(ctypes.memset, first + row * pitch, 0, nbytes))
+
+    def capture(self, work: Callable[[], None]) -> "HostGraph":
+        assert self.recording is None
+        self.counts["capture"] += 1
+        self.recording = []
+        try:
+            work()
+            if self.no_graphs:
+                raise MachineError("no graphs", why="it is old.", fix="wait.")
+            return HostGraph(self, self.recording)
+        finally:
+            self.recording = None
+
     def synchronise(self) -> None:
+        assert self.recording is None, "a capture must not wait"
         self.counts["synchronise"] += 1
         self._drain()
 
@@ -107,3 +146,16 @@ class HostDevice(Device):
     def _drain(self) -> None:
         while self._work:
             self._work.popleft()()
+
+
+class HostGraph(DeviceGraph):
+    """Does again what was enqueued, on the addresses of then."""
+
+    def __init__(self, device: HostDevice, work: list[Work]) -> None:
+        self._device = device
+        self._work = work
+
+    def launch(self) -> None:
+        self._device.counts["launch"] += 1
+        for work in self._work:
+            self._device.enqueue(work)

@@ -1,7 +1,8 @@
 """A TensorRT whose engines run the stages' ONNX graphs on a `HostDevice`.
 
 It has TensorRT's rules, and ends the test that breaks one: shapes within the profile, set again
-when that changes; addresses aligned and never null; scratch memory as large as it was asked for.
+when that changes; addresses aligned and never null; scratch memory as large as it was asked for;
+a run that is captured follows one that is not, and holds while its context is told nothing new.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import onnxruntime
@@ -68,10 +70,11 @@ class HostLibrary:
 
 
 class HostEngine:
-    """A graph, with a context like TensorRT's.
+    """A graph, with contexts like TensorRT's.
 
     Attributes:
-        told: How often what was set.
+        told: How often what was set, in whichever context.
+        contexts: Those that are still referred to.
     """
 
     def __init__(
@@ -80,20 +83,17 @@ class HostEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
-        self._session = onnxruntime.InferenceSession(
+        self.session = onnxruntime.InferenceSession(
             plan["graph"], options, providers=["CPUExecutionProvider"]
         )
-        self._library = library
-        self._device = device
-        self._ranges = plan["profiles"]
+        self.library = library
+        self.device = device
+        self.ranges = plan["profiles"]
         self.scratch_bytes = plan["scratch"]
         self.profiles = len(plan["profiles"])
         self.told: Counter[str] = Counter()
-        self._profile = 0
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
-        self._scratch = (0, 0)
-        self._dtypes = {tensor.name: tensor.dtype for tensor in self.tensors}
+        self.contexts: WeakSet[HostContext] = WeakSet()
+        self.dtypes = {tensor.name: tensor.dtype for tensor in self.tensors}
         self.closed = False
 
     @property
@@ -101,67 +101,103 @@ class HostEngine:
         return tuple(
             EngineTensor(node.name, _TYPES[node.type], is_input, on_device=True)
             for is_input, nodes in (
-                (True, self._session.get_inputs()),
-                (False, self._session.get_outputs()),
+                (True, self.session.get_inputs()),
+                (False, self.session.get_outputs()),
             )
             for node in nodes
         )
 
+    def context(self) -> "HostContext":
+        context = HostContext(self)
+        self.contexts.add(context)
+        return context
+
+    def close(self) -> None:
+        assert not self.device._work
+        assert all(context.closed for context in self.contexts)
+        self.closed = True
+
+
+class HostContext:
+    """What a context remembers from run to run."""
+
+    def __init__(self, engine: HostEngine) -> None:
+        self._engine = engine
+        self._profile = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._scratch = (0, 0)
+        self._told = 0
+        self._ran_at = -1
+        self.closed = False
+
+    def _count(self, what: str) -> None:
+        self._engine.told[what] += 1
+        self._told += 1
+
     def set_scratch(self, address: int, nbytes: int) -> None:
-        self.told["scratch"] += 1
+        self._count("scratch")
         assert address % ALIGNMENT == 0
-        assert nbytes >= self.scratch_bytes
+        assert nbytes >= self._engine.scratch_bytes
         self._scratch = address, nbytes
 
     def set_profile(self, index: int) -> None:
-        self.told["profile"] += 1
-        assert 0 <= index < self.profiles
+        self._count("profile")
+        assert 0 <= index < self._engine.profiles
         self._profile = index
         self._shapes.clear()
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        self.told["shape"] += 1
-        least, most = self._ranges[self._profile][name]
+        self._count("shape")
+        least, most = self._engine.ranges[self._profile][name]
         if not all(a <= length <= b for a, length, b in zip(least, shape, most, strict=True)):
             raise EngineError(f"{name}: {shape} is not between {least} and {most}")
         self._shapes[name] = shape
 
     def set_address(self, name: str, address: int) -> None:
-        self.told["address"] += 1
-        assert name in self._dtypes
+        self._count("address")
+        assert name in self._engine.dtypes
         assert address
         assert address % ALIGNMENT == 0
         self._addresses[name] = address
 
     def enqueue(self) -> None:
-        self.told["run"] += 1
-        if self._library.fault:
-            raise self._library.fault
-        assert self._shapes.keys() == {node.name for node in self._session.get_inputs()}
-        assert self._addresses.keys() == self._dtypes.keys()
-        assert self._scratch[1] >= self.scratch_bytes
+        engine = self._engine
+        engine.told["run"] += 1
+        if engine.library.fault:
+            raise engine.library.fault
+        assert self._shapes.keys() == {node.name for node in engine.session.get_inputs()}
+        assert self._addresses.keys() == engine.dtypes.keys()
+        assert self._scratch[1] >= engine.scratch_bytes
+        if engine.device.recording is not None:
+            assert self._ran_at == self._told, "the first run cannot be captured"
+        self._ran_at = self._told
         shapes, addresses, scratch = dict(self._shapes), dict(self._addresses), self._scratch
-        self._device.enqueue(lambda: self._execute(shapes, addresses, scratch))
+        told = self._told if engine.device.recording is not None else None
+        engine.device.enqueue(lambda: self._execute(shapes, addresses, scratch, told))
 
     def _execute(
         self,
         shapes: Mapping[str, tuple[int, ...]],
         addresses: Mapping[str, int],
         scratch: tuple[int, int],
+        captured: int | None,
     ) -> None:
+        engine = self._engine
+        assert captured in (None, self._told), "the context is not what it was when captured"
         feeds = {
-            name: array_at(addresses[name], shape, self._dtypes[name])
+            name: array_at(addresses[name], shape, engine.dtypes[name])
             for name, shape in shapes.items()
         }
-        names = [node.name for node in self._session.get_outputs()]
-        results = self._session.run(names, feeds)
+        names = [node.name for node in engine.session.get_outputs()]
+        results = engine.session.run(names, feeds)
         # Before the outputs, so that it is noticed if these lie in the scratch memory.
         ctypes.memset(scratch[0], 0x5A, scratch[1])
         for name, result in zip(names, results, strict=True):
-            array_at(addresses[name], result.shape, self._dtypes[name])[...] = result
+            array_at(addresses[name], result.shape, engine.dtypes[name])[...] = result
 
     def close(self) -> None:
-        assert not self._device._work
+        assert not self._engine.device._work
         self.closed = True
 
 
@@ -173,9 +209,9 @@ def array_at(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return np.frombuffer(content, dtype=dtype).reshape(shape)
 
 
-def host_backend(*, integrated: bool = False) -> TensorRtBackend:
+def host_backend(*, integrated: bool = False, graphs: bool = True) -> TensorRtBackend:
     """The TensorRT backend on host memory."""
-    return TensorRtBackend(HostDevice(integrated=integrated), HostLibrary())
+    return TensorRtBackend(HostDevice(integrated=integrated), HostLibrary(), graphs=graphs)
 
 
 def segment_profiles(stage: Stage, longest: int) -> Profiles:

@@ -5,7 +5,13 @@ import pytest
 from tests.runtime.backends.host_engines import host_backend
 
 from atp_runtime.backends import open_backend
-from atp_runtime.backends.base import ALIGNMENT, Backend, DeviceBuffer, item_size
+from atp_runtime.backends.base import (
+    ALIGNMENT,
+    ArrayRows,
+    Backend,
+    DeviceBuffer,
+    item_size,
+)
 from atp_runtime.errors import InputError, MachineError
 
 ALL: dict[str, Callable[[], Backend]] = {
@@ -138,6 +144,30 @@ def test_copy_stays_on_the_device(backend: Backend) -> None:
     assert backend.traffic.host_to_device_bytes == before
     assert backend.traffic.device_to_host_bytes == 0
     assert backend.download(into).tolist() == [0, 1, 2]
+
+
+def rows_of(block: DeviceBuffer, pitch: int, offset: int = 0) -> ArrayRows:
+    return ArrayRows(block.array((2,), "float32", offset), pitch, 3)
+
+
+def test_rows_are_copied_to_rows_that_lie_further_apart(backend: Backend) -> None:
+    source = backend.upload(np.arange(6, dtype=np.float32))
+    into = backend.upload(np.full(12, -1, dtype=np.float32))
+    backend.copy_rows(rows_of(into.owner, 16, 4), rows_of(source.owner, 8))
+    assert backend.download(into).tolist() == [-1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1]
+
+
+def test_rows_are_cleared_and_nothing_between_them(backend: Backend) -> None:
+    into = backend.upload(np.full(12, np.nan, dtype=np.float32))
+    backend.clear_rows(rows_of(into.owner, 16, 4))
+    assert np.flatnonzero(backend.download(into) == 0).tolist() == [1, 2, 5, 6, 9, 10]
+
+
+def test_rows_without_elements_are_copied_and_cleared(backend: Backend) -> None:
+    empty = ArrayRows(backend.allocate(0).array((0,), "float32"), 256, 1)
+    backend.copy_rows(empty, empty)
+    backend.clear_rows(empty)
+    assert backend.download(empty.first).tolist() == []
 
 
 def test_copy_and_write_happen_in_the_order_they_were_asked_for(backend: Backend) -> None:

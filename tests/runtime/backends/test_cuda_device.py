@@ -19,7 +19,10 @@ from atp_runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend, Provider
 from atp_runtime.errors import MachineError
 
 SOURCE = Path(__file__).with_name("fake_cudart.c")
-COUNTS = ("live", "pinned", "events", "kind", "stream_flags", "host_flags", "pending")
+COUNTS = (
+    *("live", "pinned", "events", "kind", "stream_flags", "host_flags", "pending"),
+    *("graphs", "executables", "launches", "capturing"),
+)
 MEMORY = 1 << 20
 
 
@@ -102,6 +105,70 @@ def test_what_is_copied_in_comes_out_again(device: CudaDevice, count: Callable[[
     device.synchronise()
     assert back.content.tolist() == list(range(8))
     assert count("kind") == 4  # by the addresses, as shared memory is both
+
+
+def test_rows_are_copied_and_cleared_at_their_pitches(
+    device: CudaDevice, count: Callable[[str], int]
+) -> None:
+    source, into = device.allocate_host(6), device.allocate_host(12)
+    source.content[:] = np.arange(6)
+    into.content[:] = 9
+    device.copy_rows(into.address + 1, 4, source.address, 2, 2, 3)
+    device.synchronise()
+    assert into.content.tolist() == [9, 0, 1, 9, 9, 2, 3, 9, 9, 4, 5, 9]
+    assert count("kind") == 4
+    device.clear_rows(into.address, 6, 3, 2)
+    device.synchronise()
+    assert into.content.tolist() == [0, 0, 0, 9, 9, 2, 0, 0, 0, 4, 5, 9]
+
+
+def test_what_is_captured_happens_whenever_it_is_launched(
+    device: CudaDevice, count: Callable[[str], int]
+) -> None:
+    source, into = device.allocate_host(4), device.allocate_host(4)
+    source.content[:], into.content[:] = 1, 0
+    graph = device.capture(lambda: device.copy(into.address, source.address, 4))
+    device.synchronise()
+    assert into.content.tolist() == [0] * 4
+    for value in (2, 3):
+        source.content[:] = value
+        graph.launch()
+        device.synchronise()
+        assert into.content.tolist() == [value] * 4
+    assert (count("launches"), count("graphs"), count("executables")) == (2, 0, 1)
+    del graph
+    assert count("executables") == 0
+
+
+def test_capture_that_fails_leaves_the_stream_as_it_was(
+    library: ctypes.CDLL, device: CudaDevice, count: Callable[[str], int]
+) -> None:
+    source, into = device.allocate_host(4), device.allocate_host(4)
+
+    def copy() -> None:
+        device.copy(into.address, source.address, 4)
+
+    def copy_often() -> None:
+        for _ in range(5):  # more than it can record
+            copy()
+
+    def stop() -> None:
+        copy()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        device.capture(stop)
+    with pytest.raises(MachineError, match="cudaStreamEndCapture"):
+        device.capture(copy_often)
+    library.fake_fail(2)
+    with pytest.raises(MachineError, match="cudaGraphInstantiateWithFlags"):
+        device.capture(copy)
+    library.fake_fail(0)
+    assert [count(it) for it in ("capturing", "graphs", "executables", "pending")] == [0] * 4
+    source.content[:] = 5
+    copy()
+    device.synchronise()
+    assert into.content.tolist() == [5] * 4
 
 
 def test_events_tell_seconds_and_are_used_again(

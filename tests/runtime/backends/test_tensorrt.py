@@ -65,6 +65,7 @@ class Bench:
             "hidden_states": upload(random.normal(size=(1, tokens, HIDDEN)).astype(np.float32)),
             "keep_indices": upload(np.arange(tokens)),
             "position_ids": upload(past + np.arange(tokens)[np.newaxis]),
+            "past_length": upload(np.array([past])),
             "past_key_values.2.key": upload(keys[0]),
             "past_key_values.2.value": upload(keys[1]),
             "visual_weights": upload(np.ones(tokens, dtype=np.float32)),
@@ -102,14 +103,14 @@ def bench(built: Path) -> Bench:
 
 def test_context_is_told_everything_once_and_then_nothing_that_stayed(bench: Bench) -> None:
     inputs, outputs = bench.inputs(4, 3), bench.outputs(4)
-    first = {"profile": 1, "scratch": 1, "shape": 8, "address": 13, "run": 1}
+    first = {"profile": 1, "scratch": 1, "shape": 9, "address": 14, "run": 1}
     assert bench.told(inputs, outputs) == first
     assert bench.told(inputs, outputs) == {"run": 1}
 
 
 def test_context_is_told_the_lengths_of_a_past_that_grew_where_it_was(bench: Bench) -> None:
     inputs, outputs = bench.inputs(4, 0), bench.outputs(4)
-    blocks = {name: bench.backend.allocate(1 << 14) for name in inputs if "past" in name}
+    blocks = {name: bench.backend.allocate(1 << 14) for name in inputs if "past_key" in name}
     for past in (0, 4):
         grown = {name: it.array((1, past, *KV), "float32") for name, it in blocks.items()}
         told = bench.told(inputs | grown, outputs)
@@ -121,11 +122,11 @@ def test_context_is_told_every_shape_again_when_the_profile_changes(bench: Bench
     outputs = bench.outputs(4), bench.outputs(1)
     bench.stage.run(prompt, outputs[0])
     told = bench.told(step, outputs[1])
-    assert (told["profile"], told["shape"]) == (1, 8)
+    assert (told["profile"], told["shape"]) == (1, 9)
     told = bench.told(step, outputs[1])
     assert told == {"run": 1}
     told = bench.told(prompt, outputs[0])
-    assert (told["profile"], told["shape"]) == (1, 8)
+    assert (told["profile"], told["shape"]) == (1, 9)
 
 
 def test_stage_runs_again_after_a_run_failed(bench: Bench) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.runtime.backends.host_device import HostDevice
 
 from atp_runtime.backends import open_backend
-from atp_runtime.backends.engine_library import EngineError, EngineLibrary, PlanEngine
+from atp_runtime.backends.engine_library import EngineError, EngineLibrary, PlanContext
 from atp_runtime.backends.tensorrt_engine import (
     FEATURES,
     MODULES,
@@ -48,23 +48,32 @@ def test_plan_that_is_none_is_refused_with_tensorrts_reason(
 
 
 @pytest.fixture
-def engine(rtx: ModuleType, library: EngineLibrary) -> PlanEngine:
-    """An engine whose context refuses everything, and says why at times."""
+def context(rtx: ModuleType, library: EngineLibrary) -> PlanContext:
+    """A context that refuses everything, and says why at times."""
     refuse = SimpleNamespace(
         set_input_shape=lambda *_: False,
         set_tensor_address=lambda *_: False,
         set_optimization_profile_async=lambda *_: False,
         execute_async_v3=lambda _stream: False,
     )
-    return TensorRtEngine(rtx, SimpleNamespace(), refuse, library._log, 7)
+    engine = SimpleNamespace(create_execution_context=lambda _strategy: refuse)
+    return TensorRtEngine(rtx, engine, library._log, 7).context()
 
 
-def test_what_the_context_refuses_is_an_error(engine: PlanEngine) -> None:
+def test_engine_without_a_context_to_be_had_is_an_error(
+    rtx: ModuleType, library: EngineLibrary
+) -> None:
+    engine = SimpleNamespace(create_execution_context=lambda _strategy: None)
+    with pytest.raises(EngineError, match="no context"):
+        TensorRtEngine(rtx, engine, library._log, 7).context()
+
+
+def test_what_the_context_refuses_is_an_error(context: PlanContext) -> None:
     for refused, said in (
-        (lambda: engine.set_shape("past", (1, 2)), r"past cannot be \[1, 2\]"),
-        (lambda: engine.set_address("past", 256), "past cannot be at 0x100"),
-        (lambda: engine.set_profile(3), "profile 3"),
-        (engine.enqueue, "enqueued"),
+        (lambda: context.set_shape("past", (1, 2)), r"past cannot be \[1, 2\]"),
+        (lambda: context.set_address("past", 256), "past cannot be at 0x100"),
+        (lambda: context.set_profile(3), "profile 3"),
+        (context.enqueue, "enqueued"),
     ):
         with pytest.raises(EngineError, match=said):
             refused()
@@ -79,18 +88,18 @@ def test_what_the_context_refuses_is_an_error(engine: PlanEngine) -> None:
     ],
 )
 def test_first_error_that_tensorrt_logs_is_the_reason(
-    rtx: ModuleType, library: EngineLibrary, engine: PlanEngine, said: str, memory: bool
+    rtx: ModuleType, library: EngineLibrary, context: PlanContext, said: str, memory: bool
 ) -> None:
     severity = rtx.ILogger.Severity
     library._log.log(severity.WARNING, "not this")
     library._log.log(severity.ERROR, said)
     library._log.log(severity.INTERNAL_ERROR, "what followed")
     with pytest.raises(EngineError) as raised:
-        engine.enqueue()
+        context.enqueue()
     assert str(raised.value) == said
     assert raised.value.out_of_memory is memory
     with pytest.raises(EngineError, match="cannot be enqueued"):
-        engine.enqueue()
+        context.enqueue()
 
 
 def test_tensorrt_that_is_too_old_is_refused_by_what_it_lacks() -> None:

@@ -11,6 +11,7 @@ from tests.runtime.backends.host_engines import HostLibrary, host_backend, write
 
 from atp_runtime.answer import Answer
 from atp_runtime.backends import Traffic
+from atp_runtime.backends.base import ALIGNMENT
 from atp_runtime.backends.tensorrt import TensorRtBackend
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError
@@ -86,8 +87,8 @@ def test_a_token_costs_one_row_each_way_and_the_host_waits_once(
             assert device.counts["synchronise"] - waited == spent[-1]["synchronisations"]
         points = len(answer.points)
     token = {name: spent[2][name] - spent[1][name] for name in spent[0]}
-    row, position, logits = text.hidden * 4, 8, text.vocabulary * 4
-    assert Traffic(**token) == Traffic(row + position, logits, segments + 1, 1)
+    row, numbers, logits = text.hidden * 4, (1 + segments) * ALIGNMENT, text.vocabulary * 4
+    assert Traffic(**token) == Traffic(row + numbers, logits, segments + 1, 1, segments + 1)
     image, prompt = 1, points + 1
     assert spent[1]["synchronisations"] == image + prompt + 4
 

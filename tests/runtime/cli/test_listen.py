@@ -4,7 +4,6 @@ The server runs in the main thread, as it must for signals, and the clients in a
 test ends it with SIGTERM.
 """
 
-import json
 import os
 import select
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.runtime.cli.listen_peer import PATIENCE, Peer
 
 from atp_runtime.cli import listen_clients
 from atp_runtime.cli.listen import _until_stopped, check_listen, listen
@@ -25,44 +25,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.generation import GenerationOptions
 from atp_runtime.session import Session
 
-PATIENCE = 60  # seconds; nothing here takes that long
 SHORT = GenerationOptions(8)
-
-
-class Peer:
-    """A client."""
-
-    def __init__(self, path: Path) -> None:
-        self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.connection.settimeout(PATIENCE)
-        self.connection.connect(str(path))
-        self._lines = self.connection.makefile("rb")
-
-    def ask(self, question: str, **request: Any) -> dict[str, Any]:
-        self.send(question=question, **request)
-        return self.read()
-
-    def send(self, **request: Any) -> None:
-        self.write(json.dumps(request).encode() + b"\n")
-
-    def write(self, data: bytes) -> None:
-        self.connection.sendall(data)
-
-    def read(self) -> dict[str, Any]:
-        return json.loads(self._lines.readline())
-
-    def at_end(self) -> bool:
-        return self._lines.read() == b""
-
-    def end(self) -> None:
-        self.connection.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        self._lines.close()
-        self.connection.close()
-
-    def has_answer(self, seconds: float) -> bool:
-        return bool(select.select([self.connection], [], [], seconds)[0])
 
 
 Behave = Callable[[Path], Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,18 @@ from tokenizers import Tokenizer
 from atp_models.demo.build import build_checkpoint
 from atp_models.demo.curriculum.low_rank import low_rank_deltas
 from atp_models.demo.curriculum.patch_words import PatchLabels, PatchWords
+from atp_models.demo.curriculum.scorer_lessons import teach_scorers
 from atp_models.demo.curriculum.stages import (
+    DENSE,
     EASY,
     EASY_IMAGES,
+    PRUNED,
     SCENES,
+    SCORERS,
     SEED,
     STAGES,
     VALIDATION,
+    Stage,
     write_stage_data,
     write_validation_data,
 )
@@ -79,11 +84,14 @@ def train_demo(
         )
     checkpoint = _warmed_up(base, work, report, progress)
     write_validation_data(work)
-    for stage in STAGES:
-        report(f"stage {stage.name}")
-        words = stage.arguments(checkpoint, write_stage_data(stage, work), work)
-        _run(stage.name, words, work)
-        checkpoint = work / stage.name
+    for stage in DENSE:
+        checkpoint = _train(stage, checkpoint, work, report)
+    report(f"stage {SCORERS.name}")
+    checkpoint = teach_scorers(
+        checkpoint, SCORERS, work, dtype=_dtype(), report=report, progress=progress
+    )
+    for stage in PRUNED:
+        checkpoint = _train(stage, checkpoint, work, report)
     reduced = low_rank_deltas(base, checkpoint, rank=RANK, report=report)
     deltas.parent.mkdir(parents=True, exist_ok=True)
     provenance = f"just train-demo; stages {', '.join(stage.name for stage in STAGES)}"
@@ -91,7 +99,9 @@ def train_demo(
     return {"deltas": str(deltas), "rank": RANK, "kept": reduced.kept}
 
 
-def _run(name: str, words: Sequence[str], work: Path) -> None:
+def _train(stage: Stage, checkpoint: Path, work: Path, report: Callable[[str], None]) -> Path:
+    report(f"stage {stage.name}")
+    words = stage.arguments(checkpoint, write_stage_data(stage, work), work)
     arguments = work / "arguments.json"
     # Validation runs all 576 tokens, question by question: once, when the stage ends.
     settings = {"bf16": _dtype() == "bfloat16", "eval_strategy": "no"}
@@ -99,10 +109,11 @@ def _run(name: str, words: Sequence[str], work: Path) -> None:
     code = atp_train([*words, "--dtype", _dtype(), "--training-arguments", str(arguments)])
     if code:
         raise CheckFailedError(
-            f"stage {name} ended with exit code {code}",
+            f"stage {stage.name} ended with exit code {code}",
             why="the stages after it begin with what it makes.",
             fix="see what it said; run the same command again to go on from there.",
         )
+    return work / stage.name
 
 
 def _dtype() -> str:

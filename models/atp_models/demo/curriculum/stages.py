@@ -1,4 +1,7 @@
-"""The stages of the demo's training, each a run of `atp-train` on what the one before left."""
+"""The stages of the demo's training, each on what the one before left.
+
+All are runs of `atp-train` but one, which teaches scorers; see `scorer_lessons`.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ SCENES, EASY, VALIDATION = "scenes-train", "easy-vqa-train", "scenes-validation"
 EASY_IMAGES = 1200
 """Of easy-VQA's 4,000; each has about ten questions."""
 SEED = 0
-_PACK = 64  # more than any image has questions
+PACK = 64  # more than any image has questions
 _VALIDATION = 96  # questions: each costs a second on a CPU
+_MODULES_LEARNING_RATE = 3e-3
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of `atp-train`.
+    """One run of `atp-train`, or of `teach_scorers`, which asks for less.
 
     Attributes:
         name: Of the directory it makes.
@@ -30,8 +34,10 @@ class Stage:
         rows: Per step; an image with all its questions in dense training, else a question.
             A fit looks at this many samples.
         learning_rate: Of LoRA and projector.
-        strides: Of the grids of visual tokens that enter, in dense training; an image draws one.
+        strides: Of the grids of visual tokens that enter; an image draws one.
         target_tokens: Visual tokens averaged over all layers; None trains without pruning.
+        seed: Of the order of the images: a stage that goes on with the same ones takes another.
+        lambda_target: Weight of the distance to the target.
     """
 
     name: str
@@ -42,6 +48,8 @@ class Stage:
     learning_rate: float = 0.0
     strides: tuple[int, ...] = (1,)
     target_tokens: int | None = None
+    seed: int = SEED
+    lambda_target: float = 0.2
 
     def arguments(self, checkpoint: Path, data: Path, work: Path) -> list[str]:
         """What `atp-train` is told.
@@ -52,7 +60,7 @@ class Stage:
             work: Holds the data sets and gets the result, `work / name`.
         """
         how = {
-            "--seed": SEED,
+            "--seed": self.seed,
             "--validation-data": work / "validation.json",
             "--validation-limit": _VALIDATION,
             "--images": work,
@@ -71,22 +79,54 @@ class Stage:
             "--mode": "lora",
             "--learning-rate": self.learning_rate,
             "--max-steps": self.steps,
+            "--visual-tokens-stride": ",".join(map(str, self.strides)),
         }
         if self.target_tokens is None:
             # One by one: packed rows differ in length, and alone they need no mask.
-            how |= {"--batch-size": 1, "--accumulate": self.rows, "--pack": _PACK}
-            return how | {"--visual-tokens-stride": ",".join(map(str, self.strides))}
+            return how | {"--batch-size": 1, "--accumulate": self.rows, "--pack": PACK}
         # Together: the batch's mean is to meet the target, not each prompt alone.
-        return how | {"--batch-size": self.rows, "--lambda-atp": 0.01}
+        return how | {
+            "--batch-size": self.rows,
+            "--lambda-atp": 0.01,
+            "--lambda-target": self.lambda_target,
+            "--modules-learning-rate": _MODULES_LEARNING_RATE,
+        }
 
 
-STAGES = (
+DENSE = (
     Stage("1-few-pictures", 3, False, steps=90, rows=5, learning_rate=1.5e-3, strides=(2,)),
     Stage("2-more-pictures", 6, False, steps=110, rows=5, learning_rate=1.2e-3, strides=(2,)),
     Stage("3-all-pictures", 12, True, steps=100, rows=5, learning_rate=1e-3, strides=(1, 2, 3)),
     Stage("4-longer", 12, True, steps=480, rows=5, learning_rate=1e-3, strides=(1, 2, 3)),
-    Stage("5-thresholds", 12, False, steps=0, rows=96, target_tokens=144),
+    Stage("5-more", 12, True, steps=280, rows=5, learning_rate=5e-4, strides=(1, 2, 3), seed=1),
 )
+SCORERS = Stage("6-scorers", 12, False, steps=150, rows=4)
+PRUNED = (
+    Stage("7-thresholds", 12, False, steps=0, rows=96, target_tokens=144),
+    Stage(
+        "8-pruned-grids",
+        12,
+        False,
+        steps=120,
+        rows=8,
+        learning_rate=3e-4,
+        strides=(2,),
+        target_tokens=141,
+        seed=2,
+    ),
+    Stage(
+        "9-pruned",
+        12,
+        False,
+        steps=40,
+        rows=4,
+        learning_rate=2e-4,
+        target_tokens=141,
+        seed=3,
+        lambda_target=2.0,
+    ),
+)
+STAGES = (*DENSE, SCORERS, *PRUNED)
 
 
 def write_stage_data(stage: Stage, work: Path) -> Path:

@@ -5,11 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from atp_models.demo.curriculum.stages import EASY, SCENES, STAGES, Stage, write_stage_data
+from atp_models.demo.curriculum.stages import (
+    DENSE,
+    EASY,
+    PRUNED,
+    SCENES,
+    STAGES,
+    Stage,
+    write_stage_data,
+)
 from atp_models.training.cli_options import train_parser
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", [*DENSE, *PRUNED], ids=lambda stage: stage.name)
 def test_every_stage_is_a_command_that_atp_train_understands(stage: Stage, tmp_path: Path) -> None:
     options = train_parser().parse_args(
         stage.arguments(tmp_path / "before", tmp_path / "data.json", tmp_path)
@@ -27,8 +35,14 @@ def test_every_stage_is_a_command_that_atp_train_understands(stage: Stage, tmp_p
         assert options.samples == stage.rows
 
 
-def test_the_last_stage_prunes_and_the_others_do_not() -> None:
-    assert [stage.target_tokens is None for stage in STAGES] == [True] * (len(STAGES) - 1) + [False]
+def test_stages_prune_when_all_tokens_are_understood() -> None:
+    assert all(stage.target_tokens is None for stage in DENSE)
+    assert all(stage.target_tokens is not None for stage in PRUNED)
+
+
+def test_stages_run_in_the_order_of_their_names() -> None:
+    numbers = [int(stage.name.split("-")[0]) for stage in STAGES]
+    assert numbers == list(range(1, len(STAGES) + 1))
 
 
 @pytest.mark.parametrize(("easy", "expected"), [(False, ["a"]), (True, ["a", "c"])])

@@ -1,0 +1,97 @@
+"""How far the stages of a quantised bundle agree with the originals on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from atp_runtime.backends.base import Backend, DeviceArray, LoadedStage
+from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from atp_runtime.bundle import Bundle
+from atp_runtime.manifest import Stage
+
+_OUTPUTS = ("hidden_states_out", "image_features", "logits")
+
+
+@dataclass
+class Agreement:
+    """Of the main output of a stage.
+
+    Attributes:
+        runs: That were compared.
+        cosine: The least of all runs.
+        mean_cosine: Over all runs.
+        norm_ratio: Quantised to original, the farthest from 1 of all runs.
+    """
+
+    runs: int = 0
+    cosine: float = 1.0
+    mean_cosine: float = 1.0
+    norm_ratio: float = 1.0
+
+    def add(self, original: np.ndarray, quantised: np.ndarray) -> None:
+        """Takes in a run; both outputs have the same shape."""
+        a, b = (it.astype(np.float64).ravel() for it in (original, quantised))
+        norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+        cosine = float(a @ b) / (norms[0] * norms[1]) if all(norms) else float(norms[0] == norms[1])
+        ratio = norms[1] / norms[0] if norms[0] else 1.0
+        self.runs += 1
+        self.cosine = min(self.cosine, cosine)
+        self.mean_cosine += (cosine - self.mean_cosine) / self.runs
+        if abs(ratio - 1) > abs(self.norm_ratio - 1):
+            self.norm_ratio = ratio
+
+
+class AgreementBackend(OnnxRuntimeBackend):
+    """Runs a bundle and, beside each stage that differs, another bundle's on the same inputs.
+
+    Args:
+        other: The other bundle.
+        threads: As `OnnxRuntimeBackend`.
+
+    Attributes:
+        found: How far they agree, by stage.
+    """
+
+    def __init__(self, other: Bundle, *, threads: int | None = None) -> None:
+        super().__init__(threads=threads)
+        self.found: dict[str, Agreement] = {}
+        self._other = other
+
+    def load(self, bundle: Bundle, stage: Stage) -> LoadedStage:
+        """Loads a stage, and the other bundle's if it is another file."""
+        loaded = super().load(bundle, stage)
+        files, others = bundle.manifest.files, self._other.manifest.files
+        if all(files[name] == others[name] for name in (stage.graph, *stage.data)):
+            return loaded
+        other = super().load(self._other, self._other.manifest.stage(stage.name))
+        agreement = self.found.setdefault(stage.name, Agreement())
+        return _ComparedStage(self, loaded, other, agreement)
+
+
+class _ComparedStage(LoadedStage):
+    def __init__(
+        self, backend: Backend, loaded: LoadedStage, other: LoadedStage, agreement: Agreement
+    ) -> None:
+        self._backend = backend
+        self._loaded = loaded
+        self._other = other
+        self._agreement = agreement
+
+    def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        scratch = {
+            name: self._backend.allocate(it.nbytes).array(it.shape, it.dtype)
+            for name, it in outputs.items()
+        }
+        self._other.run(inputs, scratch)
+        self._loaded.run(inputs, outputs)
+        name = next(name for name in _OUTPUTS if name in outputs)
+        self._agreement.add(
+            self._backend.download(outputs[name]), self._backend.download(scratch[name])
+        )
+
+    def close(self) -> None:
+        self._loaded.close()
+        self._other.close()
