@@ -14,8 +14,7 @@ from pathlib import Path
 from atp_calibration.budget.options import add_budget_options
 from atp_calibration.quantisation.options import add_quantisation_options
 from atp_runtime.cli.command import CommandParser, add_output_options, run_command, wants_json
-
-_FORMATS = ("llava", "vqav2", "textvqa", "gqa", "pope", "scienceqa", "mmbench", "seed")
+from atp_runtime.cli.eval import FORMATS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +70,7 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         "--images", type=Path, metavar="DIR", help="the folder of the images (as atp-eval)"
     )
     group.add_argument(
-        "--format", choices=_FORMATS, help="of the data (default: found out from the file)"
+        "--format", choices=FORMATS, help="of the data (default: found out from the file)"
     )
     group.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default: one per core)"

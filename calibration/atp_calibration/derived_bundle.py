@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from atp_runtime.bundle import Bundle
+from atp_runtime.directory_lock import holds
 from atp_runtime.errors import InputError
 from atp_runtime.evaluation.data_file import sha256
 from atp_runtime.evaluation.json_files import read_declared, write_declared, write_whole
@@ -199,13 +199,7 @@ def _derivation(source: Bundle, command: str, request: Mapping[str, Any]) -> Der
 
 
 def _take(lock: IO[str], path: Path, out: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Who held it until now may have moved or removed the directory around it.
-        ours = os.path.samestat(path.stat(), os.fstat(lock.fileno()))
-    except (BlockingIOError, FileNotFoundError):
-        ours = False
-    if not ours:
+    if not holds(lock, path):
         raise InputError(
             f"{out}: another process is making this bundle",
             why="two writers would mix their files.",

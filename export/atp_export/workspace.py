@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from atp_export.directory_lock import holds
+from atp_runtime.directory_lock import holds
 from atp_runtime.errors import InputError, MachineError
 from atp_runtime.manifest import FileRecord, Stage
 from atp_runtime.schema import from_json, to_json

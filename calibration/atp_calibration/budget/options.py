@@ -6,17 +6,20 @@ Nothing heavy is imported, so that `--help` is instant.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atp_calibration.given_file import hash_of
 from atp_runtime.errors import InputError
 
 # As the kinds, statistics and methods of `target` and `search`, whose imports take NumPy's time.
 _STATISTICS = ("mean", "p95")
 _METHODS = ("greedy", "sigmoid")
+
+_UNREADABLE = "the latency table cannot be read."
+_FIX = "check the path; atp-profile writes such tables."
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ class BudgetOptions:
             InputError: The table cannot be read.
         """
         fields = {name: value for name, value in vars(self).items() if name != "table"}
-        return {**fields, "table": _hash(self.table) if self.table else None}
+        given = self.table
+        content = None if given is None else hash_of(given, why=_UNREADABLE, fix=_FIX)
+        return {**fields, "table": content}
 
 
 def add_budget_options(parser: argparse.ArgumentParser) -> None:
@@ -151,14 +156,3 @@ def _target(options: argparse.Namespace) -> tuple[str, float] | None:
             fix="name it, as in --device orin-nano-8gb, or give --latency-table FILE.",
         )
     return "first_token", parse_duration(options.target_ttft, "--target-ttft")
-
-
-def _hash(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}",
-            why="the latency table cannot be read.",
-            fix="check the path; atp-profile writes such tables.",
-        ) from error

@@ -6,18 +6,21 @@ Nothing heavy is imported, so that `--help` is instant.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atp_calibration.given_file import hash_of
 from atp_runtime.errors import InputError
 
 # As PARTS of `linear_layers` and RANGES of `search`, whose imports take time.
 _PARTS = ("decoder", "vision", "projector")
 _RANGES = ("auto", "minmax", "percentile", "mse", "entropy")
 _USUAL_PARTS = {"int8": ("decoder", "vision"), "int4": ("decoder",)}
+
+_UNREADABLE = "the recipe cannot be read."
+_FIX = "check the path."
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class QuantisationOptions:
     def request(self) -> Mapping[str, Any]:
         """All that decides what comes out, as JSON values."""
         fields = {name: value for name, value in vars(self).items() if name != "recipe"}
-        return {**fields, "recipe": _hash(self.recipe) if self.recipe else None}
+        given = self.recipe
+        content = None if given is None else hash_of(given, why=_UNREADABLE, fix=_FIX)
+        return {**fields, "recipe": content}
 
 
 def add_quantisation_options(parser: argparse.ArgumentParser) -> None:
@@ -134,14 +139,3 @@ def _parts(text: str) -> tuple[str, ...]:
         message = f"{text!r} is not a list of {', '.join(_PARTS)}"
         raise argparse.ArgumentTypeError(message)
     return tuple(part for part in _PARTS if part in parts)
-
-
-def _hash(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}",
-            why="the recipe cannot be read.",
-            fix="check the path.",
-        ) from error

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from atp_export.directory_lock import holds
 from atp_export.engines.build import BuiltEngine
 from atp_export.workspace import write_atomically
+from atp_runtime.directory_lock import holds
 from atp_runtime.engine_set import (
     ENGINES_NAME,
     FORMAT,

@@ -78,7 +78,7 @@ def batch_scores(
     """
     with torch.autocast(mask.device.type, enabled=False):
         query, key = rotated_heads(attention, projections, rotation)
-        own = _self_scores(query, key, mask * batch.visual) * attention.scaling
+        own = self_scores(query, key, mask * batch.visual) * attention.scaling
         cross = _cross_scores(query * attention.scaling, key, batch, mask)
         return BatchScores(own, cross, batch.asking.any(1))
 
@@ -102,8 +102,14 @@ def _heads(projected: Tensor, attention: Any) -> Tensor:
     return torch.unflatten(projected.float(), 2, (-1, attention.head_dim)).transpose(1, 2)
 
 
-def _self_scores(query: Tensor, key: Tensor, weights: Tensor) -> Tensor:
-    """Mean over heads and weighted queries of q . k, by way of the mean query."""
+def self_scores(query: Tensor, key: Tensor, weights: Tensor) -> Tensor:
+    """Mean over heads and weighted queries of q . k [batch, tokens], by way of the mean query.
+
+    Args:
+        query: [batch, heads, tokens, head_dim].
+        key: [batch, kv_heads, tokens, head_dim].
+        weights: [batch, tokens], 0 for what is no visual token.
+    """
     total = weights.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
     mean = torch.einsum("bhnd,bn->bhd", query, weights) / total[:, None, None]
     groups = torch.unflatten(mean, 1, (key.shape[1], -1)).sum(2)

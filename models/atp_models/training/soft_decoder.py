@@ -31,6 +31,7 @@ from atp_models.training.scoring import (
     BatchScores,
     batch_scores,
     rotated_heads,
+    self_scores,
     watch_projections,
 )
 from atp_models.training.soft_state import SoftOutput, SoftState
@@ -41,12 +42,14 @@ class ScoredLayer:
     """A layer whose attention scores tokens, run on one row.
 
     Attributes:
+        own: S_self float32 [tokens]; to be ignored where there is no visual token.
         query: float32 [heads, tokens, head_dim], rotated and scaled.
         key: float32 [kv_heads, tokens, head_dim], rotated.
         change: [], how far its output is from that of the unchanged layer: squared, relative to
             what the layer adds to its input.
     """
 
+    own: Tensor
     query: Tensor
     key: Tensor
     change: Tensor
@@ -176,7 +179,9 @@ class SoftDecoder(nn.Module):
                 query, key = rotated_heads(attention, seen, rotation)
                 change = (left - expected).float().square().sum()
                 added = (expected - hidden).float().square().sum()
-                yield ScoredLayer(query[0] * attention.scaling, key[0], change / added)
+                query = query * attention.scaling
+                own = self_scores(query, key, batch.visual.float())
+                yield ScoredLayer(own[0], query[0], key[0], change / added)
             hidden = expected
 
     def tower_features(self, pixel_values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from atp_runtime.cli.backend_options import add_backend_options
 from atp_runtime.cli.command import CommandParser, add_output_options, run_command, wants_json
 
-_FORMATS = ("llava", "vqav2", "textvqa", "gqa", "pope", "scienceqa", "mmbench", "seed")
+FORMATS = ("llava", "vqav2", "textvqa", "gqa", "pope", "scienceqa", "mmbench", "seed")
 _RULES = ("bundle", "keep_all", "random", "uniform", "cross", "self", "both", "last_row")
 
 
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--format", choices=_FORMATS, help="the benchmark (default: found out from the file)"
+        "--format", choices=FORMATS, help="the benchmark (default: found out from the file)"
     )
     group.add_argument(
         "--images",

@@ -191,7 +191,7 @@ def test_missing_files_are_refused(atp_eval: AtpEval, tmp_path: Path, compare: A
 
 
 def test_choices_are_those_that_exist() -> None:
-    assert set(atp_eval_module._FORMATS) == set(FORMATS)
+    assert set(atp_eval_module.FORMATS) == set(FORMATS)
     assert set(atp_eval_module._RULES) == set(RULES)
 
 

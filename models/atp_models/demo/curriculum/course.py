@@ -22,6 +22,7 @@ from atp_models.demo.curriculum.stages import (
     SCENES,
     SCORERS,
     SEED,
+    SPLIT,
     STAGES,
     VALIDATION,
     Stage,
@@ -46,7 +47,6 @@ from atp_runtime.errors import CheckFailedError
 
 RANK = 24
 """Of the deltas: 16 MB in float16."""
-_SPLIT = 0  # of scenes-train, see `make_scene`
 _BASE, _WARM = "0-untrained", "0-warmed-up"
 _PROJECTOR = "multi_modal_projector"
 
@@ -144,7 +144,7 @@ def _warmed_up(base: Path, work: Path, report: Callable[[str], None], progress: 
         Tokenizer.from_file(str(base / "tokenizer.json")),
     )
     projector = llava.model.multi_modal_projector.float()
-    scenes = [make_scene(_SPLIT, int(file.stem)) for file in files]
+    scenes = [make_scene(SPLIT, int(file.stem)) for file in files]
     warm_up(
         projector,
         lambda number: features.stack([files[number]])[0],

@@ -10,7 +10,7 @@ import torch
 from atp_models.demo.curriculum.looks import Look
 from atp_models.demo.curriculum.patch_words import PatchLabels
 from atp_models.demo.curriculum.scorer_warmup import Lesson, warm_up_scorers
-from atp_models.demo.curriculum.stages import SEED, Stage, write_stage_data
+from atp_models.demo.curriculum.stages import SEED, SPLIT, Stage, write_stage_data
 from atp_models.demo.scenes.layout import make_scene
 from atp_models.pruning_config import read_pruning_config
 from atp_models.training.arguments import training_arguments
@@ -23,7 +23,6 @@ from atp_models.training.progress import Progress
 from atp_models.training.rows import batch_from
 from atp_models.training.setup import build_datasets, load_network, read_splits
 
-_SPLIT = 0  # of scenes-train, see `make_scene`
 _STRIDE = 2  # scores change little with the number of tokens, and these cost a quarter
 _PACK = 8
 
@@ -87,5 +86,5 @@ def _lessons(dataset: ConversationDataset, collator: Collator, grid: PatchGrid) 
         offset = torch.randint(_STRIDE, (1, 2), generator=generator)
         batch = batch_from(collator([dataset[number]]))
         batch = thin_batch(batch, grid, torch.tensor([_STRIDE]), offset)
-        scene = make_scene(_SPLIT, int(group[0].images[0].stem))
+        scene = make_scene(SPLIT, int(group[0].images[0].stem))
         yield Lesson(batch, Look.of(PatchLabels.of(scene), group))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from atp_models.atp import normalise
 from atp_models.demo.curriculum.looks import Look
 from atp_models.training.rows import PREFIX, TokenBatch
 from atp_models.training.soft_decoder import SoftDecoder
@@ -146,24 +147,13 @@ def _losses(
     asked = lesson.look.asked[:, patches]
     losses = []
     for layer in decoder.scored_layers(batch, layers, lambda: _switched_off(changes)):
-        own = _between(_own(layer.query, layer.key, visual))
+        own = normalise(layer.own[visual])
         loss_own = F.binary_cross_entropy_with_logits(
             _SHARPNESS * (own - 0.5)[certain], own_wanted[certain].float()
         )
         loss_cross = _look_loss(layer.query, layer.key, batch, asked)
         losses.append(torch.stack([loss_own, loss_cross, layer.change]))
     return torch.stack(losses)
-
-
-def _own(query: Tensor, key: Tensor, visual: Tensor) -> Tensor:
-    """S_self [visual tokens] of queries [heads, tokens, head_dim] and keys [kv_heads, ...]."""
-    mean = torch.unflatten(query[:, visual].mean(1), 0, (len(key), -1)).sum(1)
-    return torch.einsum("kd,knd->n", mean, key[:, visual])
-
-
-def _between(scores: Tensor) -> Tensor:
-    low, high = scores.aminmax()
-    return (scores - low) / (high - low)
 
 
 def _look_loss(query: Tensor, key: Tensor, batch: TokenBatch, asked: Tensor) -> Tensor:

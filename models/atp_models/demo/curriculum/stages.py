@@ -16,7 +16,9 @@ SCENES, EASY, VALIDATION = "scenes-train", "easy-vqa-train", "scenes-validation"
 EASY_IMAGES = 1200
 """Of easy-VQA's 4,000; each has about ten questions."""
 SEED = 0
-PACK = 64  # more than any image has questions
+SPLIT = 0
+"""Of the scenes to train on, see `make_scene`."""
+_PACK = 64  # more than any image has questions
 _VALIDATION = 96  # questions: each costs a second on a CPU
 _MODULES_LEARNING_RATE = 3e-3
 
@@ -83,7 +85,7 @@ class Stage:
         }
         if self.target_tokens is None:
             # One by one: packed rows differ in length, and alone they need no mask.
-            return how | {"--batch-size": 1, "--accumulate": self.rows, "--pack": PACK}
+            return how | {"--batch-size": 1, "--accumulate": self.rows, "--pack": _PACK}
         # Together: the batch's mean is to meet the target, not each prompt alone.
         return how | {
             "--batch-size": self.rows,

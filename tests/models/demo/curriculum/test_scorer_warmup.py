@@ -140,8 +140,5 @@ def test_projections_are_those_that_pruning_points_read(checkpoint: Path) -> Non
     decoder = decoder_of(checkpoint)
     batch = make_batch([QUESTIONS[0]], FEATURES, pixel_values=pixels(1))
     (layer,) = decoder.scored_layers(batch, [1])
-    visual = batch.visual[0]
-    mean = layer.query[:, visual].mean(1).unflatten(0, (len(layer.key), -1)).sum(1)
-    own = mean.unsqueeze(1) @ layer.key[:, visual].transpose(1, 2)
-    torch.testing.assert_close(own.sum((0, 1)) / len(layer.query), scores(decoder, 0, 0)[0])
+    torch.testing.assert_close(layer.own[batch.visual[0]], scores(decoder, 0, 0)[0])
     assert layer.change == 0
