@@ -14,7 +14,6 @@ from atp_export.graphs.vision import feature_layers, layer_prefix
 from atp_export.plan import DTYPE_NAMES, HeadPlan
 from atp_export.signatures import (
     SCORER_INPUTS,
-    SCORES,
     head_signature,
     segment_signature,
     vision_signature,
@@ -24,7 +23,7 @@ from atp_export.trace import Piece
 from atp_export.traced_pieces import TracedPieces
 from atp_models.architecture import ModelSpec
 from atp_models.text_spec import EMBEDDING, HEAD
-from atp_runtime.manifest import cache_names
+from atp_runtime.tensor_names import SCORES, cache_names
 
 
 class StageComposer:

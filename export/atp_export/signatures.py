@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from atp_export.plan import DTYPE_NAMES, ExportPlan
 from atp_models.architecture import ModelSpec
-from atp_runtime.manifest import TensorSpec, cache_names
+from atp_runtime.manifest import TensorSpec
+from atp_runtime.tensor_names import SCORES, cache_names
 
 FLOAT, INDEX = "float32", "int64"
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
-SCORES = ("scores.self", "scores.cross")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from atp_runtime.selection import (
     SelectTokens,
     VisualTokens,
 )
+from atp_runtime.tensor_names import SCORES
 from atp_runtime.workspace import Scorer, Workspace
 
 
@@ -291,7 +292,7 @@ class SegmentedDecoder:
         return logits
 
     def _scores(self, outputs: dict[str, DeviceArray]) -> tuple[FloatArray, FloatArray]:
-        own, cross = self._download(outputs["scores.self"], outputs["scores.cross"])
+        own, cross = self._download(*(outputs[name] for name in SCORES))
         return own, cross
 
     def _download(self, *arrays: DeviceArray) -> list[FloatArray]:

@@ -19,7 +19,8 @@ from atp_runtime.backends.base import (
     item_size,
 )
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import Stage, TextModel, cache_names
+from atp_runtime.manifest import Stage, TextModel
+from atp_runtime.tensor_names import cache_names
 
 
 class SegmentCache:

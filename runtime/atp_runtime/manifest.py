@@ -289,12 +289,6 @@ def _check_heads(manifest: Manifest, path: Path) -> None:
         )
 
 
-def cache_names(layer: int) -> tuple[str, str, str, str]:
-    """Names of a layer's past key, past value, new key and new value, by global index."""
-    past, present = f"past_key_values.{layer}", f"present.{layer}"
-    return f"{past}.key", f"{past}.value", f"{present}.key", f"{present}.value"
-
-
 def dump_manifest(manifest: Manifest) -> str:
     """The text of `manifest.json`."""
     return json.dumps(to_json(manifest), indent=2) + "\n"

@@ -11,7 +11,8 @@ from pathlib import Path
 from atp_runtime.backends.base import item_size
 from atp_runtime.context import Prefill
 from atp_runtime.decoder_results import PointResult, StageCall
-from atp_runtime.manifest import Manifest, Stage, TextModel, cache_names
+from atp_runtime.manifest import Manifest, Stage, TextModel
+from atp_runtime.tensor_names import cache_names
 
 _LINUX_STATUS = Path("/proc/self/status")
 

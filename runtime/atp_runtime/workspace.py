@@ -9,9 +9,10 @@ import numpy as np
 from atp_runtime.backends.base import Backend, DeviceArray, item_size
 from atp_runtime.manifest import Stage
 from atp_runtime.selection import FloatArray, IndexArray, VisualTokens
+from atp_runtime.tensor_names import SCORES
 
 _INDICES = ("keep_indices", "position_ids", "past_length", "text_rows")
-_FLOATS = ("visual_weights", "text_weights", "scores.self", "scores.cross")
+_FLOATS = ("visual_weights", "text_weights", *SCORES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ class Workspace:
         """Where a segment writes, except for its caches, by the names of the outputs."""
         outputs = {"hidden_states_out": self.hidden_states(number + 1, kept)}
         if stage.pruning:
-            for name in ("scores.self", "scores.cross"):
+            for name in SCORES:
                 outputs[name] = self._floats[name].array((kept,), "float32")
         return outputs
 

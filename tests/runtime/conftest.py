@@ -31,9 +31,9 @@ from atp_runtime.manifest import (
     TensorSpec,
     TextModel,
     VisionModel,
-    cache_names,
     dump_manifest,
 )
+from atp_runtime.tensor_names import cache_names
 
 KV_HEADS, HEAD_DIM, VOCABULARY, MAX_POSITIONS = 2, 4, 11, 96
 HIDDEN = KV_HEADS * HEAD_DIM

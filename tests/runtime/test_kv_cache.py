@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from atp_runtime.backends import Backend, open_backend
 from atp_runtime.errors import InputError
 from atp_runtime.kv_cache import SegmentCache
-from atp_runtime.manifest import Stage, TensorSpec, TextModel, cache_names, read_manifest
+from atp_runtime.manifest import Stage, TensorSpec, TextModel, read_manifest
+from atp_runtime.tensor_names import cache_names
 
 KV_HEADS, HEAD_DIM = 3, 5
 TEXT = TextModel(9, 30, 6, KV_HEADS, HEAD_DIM, 1, 1, 1)

@@ -16,7 +16,6 @@ from atp_runtime.manifest import (
     FileRecord,
     Manifest,
     PruningPoint,
-    cache_names,
     dump_manifest,
     read_manifest,
 )
@@ -210,15 +209,6 @@ def test_an_unknown_stage_is_refused_with_the_names_there_are(manifest: Manifest
 
 def test_segments_are_the_stages_of_the_decoder_in_order(manifest: Manifest) -> None:
     assert [stage.name for stage in manifest.segments] == ["segment_0", "segment_1", "segment_2"]
-
-
-def test_cache_names_carry_the_layer_of_the_whole_decoder() -> None:
-    assert cache_names(13) == (
-        "past_key_values.13.key",
-        "past_key_values.13.value",
-        "present.13.key",
-        "present.13.value",
-    )
 
 
 @pytest.mark.parametrize("sizes", [(-1, 0, 1), (2, 1, 3), (0, 4, 3)])

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from atp_export.engines.memory import RUNTIME_BYTES
 from atp_runtime.engine_set import Engine
-from atp_runtime.manifest import Manifest, cache_names
+from atp_runtime.manifest import Manifest
+from atp_runtime.tensor_names import cache_names
 
 # A photo and so many further tokens: question, answer and the turns before.
 _FURTHER_TOKENS = 1024

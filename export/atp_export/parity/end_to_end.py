@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from atp_export.parity.measures import Array, Measure, Tolerance, compare, in_sequence
-from atp_export.parity.probes import SCORES
 from atp_export.parity.pruned_reference import PrunedReference, run_reference, score_arrays
 from atp_export.parity.recording import BundleRun, Outputs, keep_all
 from atp_export.parity.report import Check
@@ -16,8 +15,8 @@ from atp_export.parity.samples import Prompt
 from atp_models.reference import DenseStep, LlavaReference, PrunedStep
 from atp_runtime.decoder_results import PointResult
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import cache_names
 from atp_runtime.selection import SelectTokens
+from atp_runtime.tensor_names import SCORES, cache_names
 
 SCOPE = "end to end"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import Stage, cache_names
+from atp_runtime.manifest import Stage
+from atp_runtime.tensor_names import SCORES, cache_names
 
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
-SCORES = ("scores.self", "scores.cross")
 _TOWER_NORM = re.compile(
     r"(?P<prefix>model\.vision_tower\.encoder\.layers?\.(?P<layer>\d+)\.)"
     r"(?:layer_norm1|norm1)\.weight"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from atp_export.parity.measures import Array
-from atp_export.parity.probes import SCORES
 from atp_export.parity.samples import Prompt
 from atp_models.reference import LlavaReference, PrunedStep
 from atp_models.reference_layers import Scores
 from atp_runtime.manifest import Manifest
+from atp_runtime.tensor_names import SCORES
 
 Keep = Mapping[int, torch.Tensor]
 

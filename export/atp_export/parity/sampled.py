@@ -36,7 +36,8 @@ from atp_models.reference_layers import LayerRunner, LayerStep, Tokens
 from atp_models.reference_parts import ReferenceParts
 from atp_runtime.bundle import Bundle
 from atp_runtime.embedding import EmbeddingTable
-from atp_runtime.manifest import Stage, cache_names
+from atp_runtime.manifest import Stage
+from atp_runtime.tensor_names import cache_names
 
 # Enough to fill a matrix multiplication, few enough for a 7B layer to take a second.
 _TEXT, _VISUAL, _TURN = 8, 24, 5

@@ -16,8 +16,9 @@ from atp_export.parity.sessions import Arrays, GraphSession
 from atp_models.reference import PrunedStep, VisionStep
 from atp_models.reference_layers import LayerStep, Tokens
 from atp_runtime.bundle import Bundle
-from atp_runtime.manifest import Stage, cache_names
+from atp_runtime.manifest import Stage
 from atp_runtime.selection import VisualTokens
+from atp_runtime.tensor_names import cache_names
 from atp_runtime.workspace import Scorer
 
 SCOPE = "stage"

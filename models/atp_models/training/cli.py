@@ -100,8 +100,10 @@ def _training(options: argparse.Namespace, arguments: dict[str, Any]) -> Trainin
     return TrainingOptions(
         mode=options.mode,
         dense=options.dense,
+        freeze_modules=options.freeze_modules,
         fit_thresholds=options.fit_thresholds,
         samples=options.samples,
+        keep=options.keep,
         learning_rate=options.learning_rate,
         modules_learning_rate=options.modules_learning_rate,
         lora_rank=options.lora_rank,

@@ -47,6 +47,12 @@ def _add_modes(group: Any) -> None:
     )
     group.add_argument("--dense", action="store_true", help="train without any pruning")
     group.add_argument(
+        "--freeze-modules",
+        action="store_true",
+        help="leave the ATP modules as they are and drop tokens as inference does: what else "
+        "--mode trains learns to answer from the rest, several times faster",
+    )
+    group.add_argument(
         "--fit-thresholds",
         action="store_true",
         help="no gradients: fit the thresholds to the token target on --samples records",
@@ -57,6 +63,12 @@ def _add_modes(group: Any) -> None:
         default=defaults.samples,
         metavar="N",
         help="for --fit-thresholds (default: %(default)s)",
+    )
+    group.add_argument(
+        "--keep",
+        type=_counts,
+        metavar="N,N,...",
+        help="for --fit-thresholds, instead of --target-tokens: tokens to keep at each point",
     )
 
 
@@ -193,11 +205,12 @@ def _add_data(group: Any) -> None:
         type=_count,
         default=defaults.pack,
         metavar="N",
-        help="with --dense: conversations about the same image per row (default: %(default)s)",
+        help="conversations about the same image per row; they share the layers before the "
+        "first pruning point, with --dense all (default: %(default)s)",
     )
     group.add_argument(
         "--visual-tokens-stride",
-        type=_strides,
+        type=_counts,
         default=defaults.visual_tokens_stride,
         metavar="N[,N...]",
         help="train on uniform grids of the visual tokens, which is faster, the target scaled "
@@ -239,7 +252,7 @@ def _number(text: str, fits: Callable[[float], bool], wanted: str) -> float:
     return value
 
 
-def _strides(text: str) -> tuple[int, ...]:
+def _counts(text: str) -> tuple[int, ...]:
     return tuple(_count(part) for part in text.split(","))
 
 

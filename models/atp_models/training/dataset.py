@@ -37,7 +37,7 @@ class ConversationDataset(Dataset[Sample]):
         records: What is learnt or answered.
         writer: Makes rows of them.
         pictures: Reads their images.
-        pack_up_to: Records per row; 1 packs nothing, as pruning needs it.
+        pack_up_to: Records per row; 1 packs nothing.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +17,11 @@ from atp_models.json_files import read_json
 from atp_models.pruning_config import PruningConfig, read_pruning_config
 from atp_models.training.arguments import training_arguments
 from atp_models.training.checkpoint_writer import REPORT
-from atp_models.training.loading import Source
+from atp_models.training.loading import Source, has_modules
 from atp_models.training.options import DataOptions, PruningOptions, TrainingOptions
 from atp_models.training.outcome import validation_scores, versions, write_outcome
 from atp_models.training.progress import Progress
-from atp_models.training.pruning_setup import training_config
+from atp_models.training.pruning_setup import planned_config, training_config
 from atp_models.training.reporting import ProgressLines
 from atp_models.training.rows import TokenBatch, batch_from
 from atp_models.training.run_state import RunState
@@ -140,19 +141,33 @@ def run_job(job: TrainingJob, progress: Progress) -> TrainingResult:
 
 def _check(job: TrainingJob) -> None:
     options, data = job.options, job.data
-    problem = None
-    if options.dense and options.mode == "modules":
-        problem = "--dense trains no module, so --mode must be projector, lora or full"
-    elif options.dense and options.fit_thresholds:
-        problem = "--dense has no thresholds to fit"
-    elif not options.dense and data.pack > 1:
-        problem = "--pack is for --dense training"
-    elif options.fit_thresholds and data.visual_tokens_stride != (1,):
-        problem = "--fit-thresholds fits them to all visual tokens, so no --visual-tokens-stride"
-    elif options.fit_thresholds and options.mode != "modules":
-        problem = "--fit-thresholds changes modules only, so it takes no other --mode"
-    elif options.fit_thresholds and job.pruning.redundancy == "none":
-        problem = "--fit-thresholds fits the redundancy criterion, which is turned off"
+    fits, frozen = options.fit_thresholds, options.freeze_modules
+    alone = options.mode == "modules"
+    contradictions = {
+        "--dense trains no module, so --mode must be projector, lora or full": (
+            options.dense and alone
+        ),
+        "--dense has no thresholds to fit": options.dense and fits,
+        "--dense has no modules to freeze": options.dense and frozen,
+        "--freeze-modules leaves nothing to learn, so --mode must be projector, lora or full": (
+            frozen and alone
+        ),
+        "--fit-thresholds changes modules only, so it takes no other --mode": fits and not alone,
+        "--fit-thresholds looks at each prompt by itself, so no --pack": fits and data.pack > 1,
+        "--fit-thresholds fits them to all visual tokens, so no --visual-tokens-stride": (
+            fits and data.visual_tokens_stride != (1,)
+        ),
+        "--keep plans what --fit-thresholds is to fit, so it needs that": (
+            options.keep is not None and not fits
+        ),
+        "--keep has its own mean, so no --target-tokens": (
+            options.keep is not None and job.pruning.target_tokens is not None
+        ),
+        "--fit-thresholds fits the redundancy criterion, which is turned off": (
+            fits and job.pruning.redundancy == "none"
+        ),
+    }
+    problem = next((said for said, holds in contradictions.items() if holds), None)
     if problem:
         raise InputError(
             problem,
@@ -162,9 +177,22 @@ def _check(job: TrainingJob) -> None:
 
 
 def _config(job: TrainingJob, source: Source) -> PruningConfig:
-    spec = source.spec
+    spec, keep, pruning = source.spec, job.options.keep, job.pruning
+    depth, tokens = spec.text.layers, spec.vision.tokens
     stored = read_pruning_config(job.checkpoint)
-    return training_config(stored, job.pruning, depth=spec.text.layers, tokens=spec.vision.tokens)
+    if keep is None:
+        config = training_config(stored, pruning, depth=depth, tokens=tokens)
+    else:
+        anything = dataclasses.replace(pruning, target_tokens=tokens)
+        config = training_config(stored, anything, depth=depth, tokens=tokens)
+        config = planned_config(config, keep, depth=depth, tokens=tokens)
+    if job.options.freeze_modules and not has_modules(job.checkpoint, config, stored):
+        raise InputError(
+            f"{job.checkpoint} has no ATP modules before layers {config.layers}",
+            why="--freeze-modules trains the decoder behind modules that are there.",
+            fix="make them first: by atp-train --fit-thresholds, or without --freeze-modules.",
+        )
+    return config
 
 
 def _key(
@@ -222,7 +250,7 @@ def _fit(
     assert decoder.atp is not None  # noqa: S101 - dense jobs do not come here
     decoder.eval()
     batches = _sampled(datasets, job, trainer.args.device)
-    plan = token_plan(
+    plan = job.options.keep or token_plan(
         decoder.atp.config,
         depth=len(decoder.llava.model.language_model.layers),
         tokens=len(decoder.grid),

@@ -110,6 +110,12 @@ def load_processor(path: Path, model: LlavaForConditionalGeneration) -> Processo
     return Processor(tokenizer, template, images, tuple(ids))
 
 
+def has_modules(path: Path, config: PruningConfig, stored: PruningConfig | None) -> bool:
+    """Whether a checkpoint has modules that can be gone on with; see `load_modules`."""
+    fits = stored is not None and stored.layers == config.layers
+    return fits and (path / MODULES).is_file()
+
+
 def load_modules(path: Path, config: PruningConfig, stored: PruningConfig | None) -> AtpModules:
     """The checkpoint's modules where they fit, else freshly initialised ones.
 
@@ -118,7 +124,6 @@ def load_modules(path: Path, config: PruningConfig, stored: PruningConfig | None
         config: Of the training.
         stored: The checkpoint's own, whose modules can be used if it prunes at the same layers.
     """
-    fits = stored is not None and stored.layers == config.layers
-    if fits and (path / MODULES).is_file():
+    if has_modules(path, config, stored):
         return AtpModules.load(path / MODULES, config)
     return AtpModules(config).initialise()

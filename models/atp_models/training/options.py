@@ -49,7 +49,7 @@ class DataOptions:
         validation_limit: At most so many are.
         validation_file: Records to validate with instead.
         max_length: Rows are cut to so many tokens, between turns.
-        pack: Conversations about the same images per row; more than 1 in dense training only.
+        pack: Conversations about the same images per row, apart from the first pruning point on.
         visual_tokens_stride: Each image enters with the tokens of a uniform grid, at a random
             offset; its stride is one of these, at random. 1 is all tokens. A target of tokens
             means the same share of those that enter.
@@ -76,8 +76,11 @@ class TrainingOptions:
             on the decoder's linear layers, projector and modules; "full", decoder, projector and
             modules.
         dense: No pruning; modules are not trained.
+        freeze_modules: They stay as they are, and tokens are dropped as at inference; what
+            learns is the rest of what `mode` says.
         fit_thresholds: No gradients; see `atp_models.training.threshold_fit`.
         samples: For `fit_thresholds`.
+        keep: Likewise: tokens to keep at each point; None plans a fall by equal factors.
         learning_rate: Of decoder, adapter and projector; None is 2e-5 for "full", else 2e-4.
         modules_learning_rate: Of the ATP modules.
         lora_rank: Of the adapter; its alpha is twice the rank.
@@ -93,8 +96,10 @@ class TrainingOptions:
 
     mode: str = "modules"
     dense: bool = False
+    freeze_modules: bool = False
     fit_thresholds: bool = False
     samples: int = 128
+    keep: tuple[int, ...] | None = None
     learning_rate: float | None = None
     modules_learning_rate: float = 1e-3
     lora_rank: int = 16

@@ -1,9 +1,9 @@
-"""Fewer tokens for dense training: shared image prefixes, and a part of the visual tokens.
+"""Fewer tokens in training: shared image prefixes, and a part of the visual tokens.
 
 Packed conversations about the same images share one row: their common beginning, which holds the
 images, once, and then each one's rest as a block of its own. A block sees the prefix and itself,
 and its positions go on where the prefix ends, so losses and gradients are those of separate rows.
-Pruning excludes this: which visual tokens stay depends on the question.
+Which visual tokens a pruning point keeps depends on the question, so rows are taken apart there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atp_models.training.rows import PREFIX, UNSUPERVISED, TokenBatch, TokenRow
+from atp_models.training.rows import PADDING, PREFIX, UNSUPERVISED, TokenBatch, TokenRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +83,30 @@ def pack(rows: Sequence[TokenRow]) -> TokenRow:
         if field.name != "images"
     }
     return TokenRow(**joined, images=first.images)
+
+
+def unpack(batch: TokenBatch, hidden: Tensor) -> tuple[TokenBatch, Tensor]:
+    """A row for each block of packed rows, the prefix in every one of them.
+
+    Args:
+        batch: Rows, packed or not. Its images stay as they are: rows share them.
+        hidden: Hidden states [batch, tokens, hidden] of its tokens.
+
+    Returns:
+        Both, with as many rows as there are blocks; a row without blocks is one.
+    """
+    last = batch.blocks.amax(1).clamp_min(PREFIX + 1)
+    source = torch.arange(len(last), device=last.device).repeat_interleave(last)
+    block = torch.cat([torch.arange(PREFIX + 1, int(it) + 1) for it in last]).to(last.device)
+    rows = {
+        name: value if name in ("pixel_values", "tower_features") else value[source]
+        for name, value in batch.tensors().items()
+    }
+    spread = dataclasses.replace(batch, **rows)
+    own = (spread.blocks == PREFIX) | (spread.blocks == block.unsqueeze(1))
+    apart, places, valid = spread.only(own)
+    apart = dataclasses.replace(apart, blocks=torch.where(valid, PREFIX, PADDING))
+    return apart, hidden[source.unsqueeze(1), places]
 
 
 def keep_features(row: TokenRow, kept: Tensor) -> TokenRow:

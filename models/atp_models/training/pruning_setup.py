@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+import torch
+
+from atp_models.atp_losses import mean_tokens
 from atp_models.pruning_config import PruningConfig, check_layers, default_layers
 from atp_models.training.options import PruningOptions
 from atp_runtime.errors import InputError
@@ -55,6 +60,33 @@ def training_config(
         ) from error
     _check_target(config, depth=depth, tokens=tokens)
     return config
+
+
+def planned_config(
+    config: PruningConfig, keep: Sequence[int], *, depth: int, tokens: int
+) -> PruningConfig:
+    """The configuration whose target is what a plan needs.
+
+    Args:
+        config: Of the pruning.
+        keep: Tokens to keep at each point.
+        depth: Decoder layers.
+        tokens: Visual tokens per image.
+
+    Raises:
+        InputError: Another number of points, or counts that rise or fall below `min_keep`.
+    """
+    fits = len(keep) == len(config.layers) and keep[-1] >= config.min_keep
+    if not fits or any(later > earlier for earlier, later in pairwise((tokens, *keep))):
+        raise InputError(
+            f"{','.join(map(str, keep))} is no plan for the points before layers {config.layers}",
+            why=f"each point keeps a part of what is left of {tokens} tokens, at least "
+            f"{config.min_keep}.",
+            fix="give as many counts to --keep as there are points, none above the one before it.",
+        )
+    counts = torch.tensor(keep, dtype=torch.float64)
+    mean = mean_tokens(counts, layers=config.layers, depth=depth, tokens=tokens)
+    return dataclasses.replace(config, target_tokens=round(float(mean)))
 
 
 def lowest_mean(config: PruningConfig, *, depth: int, tokens: int) -> float:

@@ -25,7 +25,7 @@ from atp_models.atp import AtpModules
 from atp_models.atp_losses import atp_loss, mean_tokens, module_levels, target_loss
 from atp_models.training.masking import ALIVE, point_mask
 from atp_models.training.packed_attention import NAME as PACKED
-from atp_models.training.packing import PatchGrid
+from atp_models.training.packing import PatchGrid, unpack
 from atp_models.training.rows import UNSUPERVISED, TokenBatch
 from atp_models.training.scoring import (
     BatchScores,
@@ -108,15 +108,17 @@ class SoftDecoder(nn.Module):
             temperature: T of the soft masks; infinite drops tokens exactly as inference does.
             prune: False runs it dense, whatever modules there are.
 
-        Raises:
-            ValueError: The batch is packed and there are pruning points.
+        Returns:
+            Of the batch; where it is packed and pruned, of the rows that `unpack` makes of it,
+            since each block keeps other tokens.
         """
         layers = self.atp.config.layers if self.atp is not None and prune else ()
-        if layers and batch.packed:
-            raise ValueError("packed conversations cannot be pruned: each would keep other tokens")
         hidden, state = self._embed(batch), SoftState.begin(batch)
         points = {layer: number for number, layer in enumerate(layers)}
         for number, layer in enumerate(self.llava.model.language_model.layers, start=1):
+            if number in points and batch.packed:
+                batch, hidden = unpack(batch, hidden)
+                state = SoftState.begin(batch)
             if number not in points:
                 hidden = self._run(layer, hidden, state)
                 continue
@@ -282,7 +284,9 @@ class SoftDecoder(nn.Module):
             # Text alone teaches nothing where the decoder is frozen; a trainer differentiates it.
             loss = loss + sum(it.sum() for it in self.parameters() if it.requires_grad) * 0
         masks = _stacked(state.masks, batch.ids.shape, logits)
-        return SoftOutput(loss, lm_loss, atp, target, counts, mean, masks, logits, targets)
+        return SoftOutput(
+            loss, lm_loss, atp, target, counts, mean, masks, logits, targets, batch.images
+        )
 
     def _budget(
         self, counts: Tensor, tokens: Tensor, images: Tensor

@@ -28,6 +28,7 @@ class SoftOutput:
         masks: [points, batch, tokens], of each token of the batch as it was given, detached.
         logits: float32 [supervised, vocabulary], row by row.
         targets: int64 [supervised].
+        images: int64 [batch], of each row.
     """
 
     loss: Tensor
@@ -39,6 +40,7 @@ class SoftOutput:
     masks: Tensor
     logits: Tensor
     targets: Tensor
+    images: Tensor
 
 
 @dataclass(frozen=True, eq=False)

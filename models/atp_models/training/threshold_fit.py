@@ -1,10 +1,11 @@
 """Thresholds fitted to a token budget from samples, without gradients and without answers.
 
-Modules start as training starts with them, and each gets two numbers: an offset of theta_s that
-admits no more of the sampling grids than half of what is planned for the point, and an offset of
-theta_r, found by bisection, at which the samples keep what is planned on average. Point follows
-point, each seeing what those before it leave. How many tokens an image keeps still depends on its
-scores; which of them matter for the answer was never looked at.
+Each module gets two numbers: a theta_s that admits no more of the sampling grids than half of what
+is planned for the point, and a theta_r, found by bisection, at which the samples keep what is
+planned on average. Both are the same for all images: thresholds that follow the scores of an image,
+as training starts with them, would keep about the same share of every one. Point follows point,
+each seeing what those before it leave. How many tokens an image keeps depends on its scores; which
+of them matter for the answer was never looked at.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from atp_models.training.rows import TokenBatch
 from atp_models.training.soft_decoder import SoftDecoder
 
 _STEPS = 40
-_RANGE = 20.0  # of an offset to a sigmoid's argument: from all tokens to none
+_RANGE = 20.0  # of a sigmoid's argument: from all tokens to none
 
 
 def token_plan(config: PruningConfig, *, depth: int, tokens: int) -> tuple[float, ...]:
@@ -81,27 +82,30 @@ def fit_thresholds(
 
 
 def _fit_point(module: AtpModule, images: Sequence[ImageTokens], wanted: float) -> float:
+    for head in (module.redundancy, module.spatial):
+        head.weight.zero_()
+        head.bias.zero_()
     for level in _levels(module.config):
         module.spatial.bias.fill_(level)
         if _mean_kept(module, images, by_redundancy=False) <= wanted / 2:
             break
-    # Tokens leave one by one as the offset grows, each at an offset that is known beforehand.
+    # Tokens leave one by one as theta_r grows, each at a threshold that is known beforehand.
     leaving = [_leaving(module, image) for image in images]
     low, high = -_RANGE, _RANGE
     for _ in range(_STEPS):
         middle = (low + high) / 2
         kept = sum(_bounded(int((it > middle).sum()), len(it), module.config) for it in leaving)
         low, high = (middle, high) if kept > wanted * len(images) else (low, middle)
-    module.redundancy.bias.add_(high)
+    module.redundancy.bias.fill_(high)
     return _mean_kept(module, images)
 
 
 def _leaving(module: AtpModule, image: ImageTokens) -> Tensor:
-    """The offset to theta_r's argument at which each token is no longer kept, float64 [n]."""
+    """The argument of theta_r's sigmoid at which each token is no longer kept, float64 [n]."""
     own, cross = image.own.double(), image.cross.double()
     never = torch.tensor(torch.inf, dtype=torch.float64, device=own.device)
     always = torch.zeros_like(never)
-    theta_r, theta_s = module.thresholds(own, cross, has_text=image.has_text)
+    _, theta_s = module.thresholds(own, cross, has_text=image.has_text)
 
     def margins(thresholds: tuple[Tensor, Tensor]) -> Tensor:
         return module.margins(
@@ -114,8 +118,7 @@ def _leaving(module: AtpModule, image: ImageTokens) -> Tensor:
         )
 
     redundancy, spatial = margins((always, never)), margins((never, theta_s))
-    offsets = torch.logit(redundancy.clamp(0, 1)) - torch.logit(theta_r)
-    return torch.where(spatial > 0, never, offsets)
+    return torch.where(spatial > 0, never, torch.logit(redundancy.clamp(0, 1)))
 
 
 def _bounded(count: int, tokens: int, config: PruningConfig) -> int:

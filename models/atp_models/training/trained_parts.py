@@ -48,8 +48,15 @@ class TrainedParts:
         if options.mode == "full":
             llava.model.language_model.requires_grad_(True).float()
             llava.lm_head.requires_grad_(True).float()
+        if decoder.atp is not None:
+            decoder.atp.requires_grad_(not options.freeze_modules)
         if options.mode != "modules":
             llava.model.multi_modal_projector.requires_grad_(True).float()
+
+    @property
+    def modules_learn(self) -> bool:
+        """Whether there are ATP modules, and they learn."""
+        return self._decoder.atp is not None and not self._options.freeze_modules
 
     def names(self) -> list[str]:
         """Names of the weights that learn, as `SoftDecoder` has them."""

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArgum
 from atp_models.training.dataset import Collator, ConversationDataset
 from atp_models.training.evaluation import Scores, join_results, row_results
 from atp_models.training.packing import thin_batch
-from atp_models.training.rows import UNSUPERVISED, TokenBatch, batch_from
+from atp_models.training.rows import UNSUPERVISED, batch_from
 from atp_models.training.soft_decoder import SoftDecoder
 from atp_models.training.soft_state import SoftOutput
 from atp_models.training.trained_parts import TrainedParts
@@ -80,8 +80,11 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
 
     def temperature(self) -> float:
-        """T at this step: from temperature_start to temperature_end by equal factors."""
-        if self.pruning is None:
+        """T at this step: from temperature_start to temperature_end by equal factors.
+
+        Infinite where no module learns, so that tokens are dropped as they are at inference.
+        """
+        if self.pruning is None or not self._parts.modules_learn:
             return math.inf
         first, last = self.pruning.temperature_start, self.pruning.temperature_end
         end = max(1, int(self.state.max_steps) - 1)
@@ -100,7 +103,7 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
             batch = thin_batch(batch, self._decoder.grid, *self._grids(inputs["numbers"]))
         self._last_temperature = self.temperature()
         output: SoftOutput = model(batch, self._last_temperature)
-        self._note(output, batch)
+        self._note(output)
         loss = output.loss
         if num_items_in_batch is not None:
             learnt = len(output.targets) * self.accelerator.num_processes / num_items_in_batch
@@ -185,7 +188,7 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
             names = ["lm_loss", "atp_loss", "target_loss", "mean_tokens"]
             names += [f"kept_{point}" for point in range(len(noted) - len(names))]
             logs |= dict(zip(names, noted.tolist(), strict=True))
-            if self.pruning is not None:
+            if math.isfinite(self._last_temperature):
                 logs["temperature"] = self._last_temperature
         super().log(logs, start_time)
 
@@ -197,9 +200,9 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
                 fix="lower --learning-rate, or train in float32; the last checkpoint is kept.",
             )
 
-    def _note(self, output: SoftOutput, batch: TokenBatch) -> None:
-        seen = batch.images > 0
-        images = batch.images.sum().clamp_min(1)
+    def _note(self, output: SoftOutput) -> None:
+        seen = output.images > 0
+        images = output.images.sum().clamp_min(1)
         mean = output.mean_tokens[seen].sum() / seen.sum().clamp_min(1)
         parts = [output.lm_loss, output.atp_loss, output.target_loss, mean]
         parts += list(output.counts.sum(1) / images)

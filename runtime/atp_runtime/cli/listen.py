@@ -92,8 +92,11 @@ def _serve(clients: Clients, answerer: Answerer, stop: _Stop) -> None:
 
     while True:
         turn = clients.wait()
-        answerer.answer(turn, look)
-        clients.answered(turn.client)
+        document = answerer.answer(turn, look)
+        with stop.held_back():  # between the two the client would be told that it waits in vain
+            if document is not None:
+                turn.client.send(document)
+            clients.answered(turn.client)
 
 
 class _Stop:
@@ -107,16 +110,30 @@ class _Stop:
     def __init__(self, wakeup: socket.socket) -> None:
         self.wakeup = wakeup
         self._came = False
+        self._holds_back = False
 
     def __call__(self, *_: object) -> None:
         """Handles a signal.
 
         Raises:
-            KeyboardInterrupt: Always.
+            KeyboardInterrupt: At once, or where `held_back` ends.
         """
         self._came = True
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
+        if not self._holds_back:
+            self.check()
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Lets the block end before a signal does.
+
+        Raises:
+            KeyboardInterrupt: A signal has come.
+        """
+        self._holds_back = True
+        yield
+        self._holds_back = False
         self.check()
 
     def check(self) -> None:

@@ -60,22 +60,24 @@ class Answerer:
         self._conversation: Conversation | None = None
         self._owner: Client | None = None
 
-    def answer(self, turn: Turn, look: Callable[[], None]) -> None:
-        """Answers a request, if only to say why that is not possible.
+    def answer(self, turn: Turn, look: Callable[[], None]) -> dict[str, Any] | None:
+        """The answer to a request, if only to say why there is none; pieces of it are streamed.
 
         Args:
             turn: The request.
             look: Called between tokens; it notices that the client hangs up.
+
+        Returns:
+            What to send; None if nobody waits for it any more.
         """
         try:
-            document = self._ask(turn, look)
+            return self._ask(turn, look)
         except _HungUpError:
-            return
+            return None
         except AtpError as error:
-            document = _failure(error)
+            return _failure(error)
         except MemoryError:
-            document = _failure(out_of_memory())
-        turn.client.send(document)
+            return _failure(out_of_memory())
 
     def _ask(self, turn: Turn, look: Callable[[], None]) -> dict[str, Any]:
         began = time.perf_counter()

@@ -33,9 +33,9 @@ from atp_runtime.manifest import (
     TensorSpec,
     TextModel,
     VisionModel,
-    cache_names,
     dump_manifest,
 )
+from atp_runtime.tensor_names import cache_names
 
 if TYPE_CHECKING:
     from atp_export.engines.library import Library

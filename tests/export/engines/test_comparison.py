@@ -84,6 +84,8 @@ def test_engines_that_compute_the_same_pass(
     assert [moment.moment for moment in segment.moments] == ["prefill", "turn", "decode"]
     names = {tensor.tensor for tensor in segment.moments[0].tensors}
     assert names == {it.name for it in Bundle.open(own_bundle).manifest.stages[1].outputs}
+    decoded = {tensor.tensor for tensor in segment.moments[2].tensors}
+    assert names - decoded == {"scores.self", "scores.cross"}, "nothing is selected in decode"
 
 
 def test_the_verdict_is_written_to_the_bundle(

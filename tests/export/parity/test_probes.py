@@ -20,7 +20,8 @@ from atp_export.parity.samples import picture
 from atp_export.parity.sessions import Arrays, GraphSession
 from atp_export.parity.stages import scorer_inputs
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import Stage, cache_names, read_manifest
+from atp_runtime.manifest import Stage, read_manifest
+from atp_runtime.tensor_names import cache_names
 
 TOKENS, PAST = 9, 4
 VISUAL = np.array([False, True, True, True, True, False, False])

@@ -138,6 +138,58 @@ def test_modules_alone_leave_the_weights_the_same_file(
     assert report["scores"]["dense"]["mean_tokens"] == 36
 
 
+def test_a_plan_for_each_point_is_fitted_and_gives_the_target(
+    make_checkpoint: MakeCheckpoint, data: Path, tmp_path: Path
+) -> None:
+    job = job_of(
+        make_checkpoint(),
+        data,
+        tmp_path / "out",
+        pruning={"target_tokens": None},
+        fit_thresholds=True,
+        keep=(20, 12, 6),
+        samples=6,
+    )
+
+    fit = run_job(job, Notes()).report["fit"]
+
+    assert fit["plan"] == [20, 12, 6]
+    assert fit["kept"] == pytest.approx(fit["plan"], abs=1)
+    config = read_pruning_config(tmp_path / "out")
+    assert config is not None
+    # One layer with all 36 tokens, then two with 20, two with 12 and one with 6.
+    assert config.target_tokens == round((36 + 2 * 20 + 2 * 12 + 6) / 6)
+
+
+def test_frozen_modules_stay_while_the_decoder_learns_from_what_they_keep(
+    make_checkpoint: MakeCheckpoint, data: Path, tmp_path: Path
+) -> None:
+    fitted = job_of(make_checkpoint(), data, tmp_path / "fitted", fit_thresholds=True, samples=4)
+    run_job(fitted, Notes())
+    job = job_of(
+        tmp_path / "fitted",
+        data,
+        tmp_path / "out",
+        rows={"validation": 0.0, "validation_file": data, "pack": 2},
+        mode="lora",
+        freeze_modules=True,
+        learning_rate=1e-2,
+        max_steps=30,
+    )
+
+    report = run_job(job, Notes()).report
+
+    before, after = tensors(tmp_path / "fitted"), tensors(tmp_path / "out")
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed
+    assert not any(name.startswith("points.") for name in changed)
+    steps = [line for line in report["history"] if "lm_loss" in line]
+    assert steps[-1]["lm_loss"] < steps[0]["lm_loss"] / 2
+    assert all("temperature" not in line for line in steps)
+    kept = [line["kept_0"] for line in steps]
+    assert all(float(count * 8).is_integer() for count in kept), "tokens are dropped, not faded"
+
+
 @pytest.mark.slow
 def test_modules_learn_to_keep_the_target(
     make_checkpoint: MakeCheckpoint, data: Path, tmp_path: Path
@@ -329,7 +381,12 @@ def test_a_configuration_of_the_checkpoint_goes_on_and_its_modules_too(
     ("rows", "options", "complaint"),
     [
         ({}, {"dense": True}, "--mode must be"),
-        ({"pack": 2}, {}, "--pack"),
+        ({"pack": 2}, {"fit_thresholds": True}, "no --pack"),
+        ({}, {"keep": (9, 6, 4)}, "so it needs that"),
+        ({}, {"fit_thresholds": True, "keep": (9, 6, 4)}, "has its own mean"),
+        ({}, {"freeze_modules": True}, "leaves nothing to learn"),
+        ({}, {"freeze_modules": True, "dense": True, "mode": "lora"}, "no modules to freeze"),
+        ({}, {"freeze_modules": True, "mode": "lora"}, "has no ATP modules"),
         ({"visual_tokens_stride": (2,)}, {"fit_thresholds": True}, "no --visual-tokens-stride"),
         ({}, {"fit_thresholds": True, "mode": "full"}, "--fit-thresholds"),
         ({}, {"fit_thresholds": True, "dense": True, "mode": "lora"}, "no thresholds"),

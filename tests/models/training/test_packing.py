@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from tests.models.training.conftest import (
     MakeCheckpoint,
     load,
     pixels,
+    random_modules,
     row_of,
     text_ids,
 )
 from torch import Tensor
 
-from atp_models.training.packing import PatchGrid, keep_features, pack, thin_batch
+from atp_models.training.packing import PatchGrid, keep_features, pack, thin_batch, unpack
 from atp_models.training.rows import TokenRow, make_batch, make_row
 from atp_models.training.soft_decoder import SoftDecoder
 
@@ -36,10 +38,10 @@ def conversations(count: int, *, images: int = 1) -> list[TokenRow]:
 
 
 def trained(
-    decoder: SoftDecoder, rows: list[TokenRow], images: Tensor
+    decoder: SoftDecoder, rows: list[TokenRow], images: Tensor, temperature: float = math.inf
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     decoder.zero_grad()
-    found = decoder(make_batch(rows, FEATURES, pixel_values=images))
+    found = decoder(make_batch(rows, FEATURES, pixel_values=images), temperature)
     found.loss.backward()
     named = decoder.named_parameters()
     return found.loss, found.logits, {n: p.grad for n, p in named if p.grad is not None}
@@ -64,6 +66,50 @@ def test_packed_conversations_train_like_separate_rows(
     torch.testing.assert_close(together[1], apart[1], atol=1e-4, rtol=1e-4)
     for name, gradient in apart[2].items():
         torch.testing.assert_close(together[2][name], gradient, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("temperature", [30.0, math.inf])
+@pytest.mark.parametrize("layers", [(1, 3), (2, 4)])
+def test_packed_conversations_are_pruned_like_separate_rows(
+    make_checkpoint: MakeCheckpoint,
+    grid: PatchGrid,
+    images: int,
+    temperature: float,
+    layers: tuple[int, ...],
+) -> None:
+    rows = conversations(3, images=images)
+    others = [row_of(3, 4, answer=2), row_of(6, answer=3)]
+    shown, last = pixels(images), pixels(1, seed=9)
+    modules = random_modules(layers, min_keep=3)
+    decoder = SoftDecoder(load(make_checkpoint()), modules, grid)
+    copies = torch.cat((shown.repeat(3, 1, 1, 1), last))
+
+    apart = trained(decoder, [*rows, *others], copies, temperature)
+    counts = decoder(make_batch([*rows, *others], FEATURES, pixel_values=copies)).counts
+    batch = make_batch([pack(rows), *others], FEATURES, pixel_values=torch.cat((shown, last)))
+    packed = trained(decoder, [pack(rows), *others], torch.cat((shown, last)), temperature)
+    found = decoder(batch)
+
+    assert len(set(counts[0, :3].tolist())) > 1, "questions keep different tokens"
+    assert found.counts.tolist() == counts.tolist()
+    assert found.images.tolist() == [images] * 3 + [1, 0]
+    torch.testing.assert_close(packed[0], apart[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed[1], apart[1], atol=1e-4, rtol=1e-4)
+    for name, gradient in apart[2].items():
+        torch.testing.assert_close(packed[2][name], gradient, atol=2e-5, rtol=1e-3)
+
+
+def test_a_batch_without_blocks_is_as_it_was_when_taken_apart() -> None:
+    rows = [row_of(3, 4, answer=2), row_of(6, answer=3)]
+    batch = make_batch(rows, FEATURES, pixel_values=pixels(1))
+    hidden = torch.randn(*batch.ids.shape, 5)
+
+    apart, left = unpack(batch, hidden)
+
+    assert torch.equal(left[batch.blocks >= 0], hidden[batch.blocks >= 0])
+    for name, value in batch.tensors().items():
+        assert torch.equal(getattr(apart, name), value), name
 
 
 def test_packing_shares_the_prefix_and_restarts_positions_behind_it() -> None:

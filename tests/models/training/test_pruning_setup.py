@@ -6,7 +6,13 @@ import pytest
 
 from atp_models.pruning_config import PruningConfig
 from atp_models.training.options import PruningOptions
-from atp_models.training.pruning_setup import FLOOR, LAMBDA_ATP, lowest_mean, training_config
+from atp_models.training.pruning_setup import (
+    FLOOR,
+    LAMBDA_ATP,
+    lowest_mean,
+    planned_config,
+    training_config,
+)
 from atp_runtime.errors import InputError
 
 PAPER = {"depth": 32, "tokens": 576}
@@ -77,3 +83,20 @@ def test_impossible_configurations_are_refused(options: PruningOptions) -> None:
 def test_a_decoder_without_any_place_to_prune_is_refused() -> None:
     with pytest.raises(InputError, match="no pruning layer"):
         training_config(None, PruningOptions(), depth=1, tokens=576)
+
+
+def test_a_plan_gives_the_target_that_it_needs() -> None:
+    config = PruningConfig(layers=(4, 14, 24), min_keep=4)
+    # 4 layers with 576 tokens, 10 with 200, 10 with 100, 8 with 50.
+    planned = planned_config(config, (200, 100, 50), **PAPER)
+    assert planned.target_tokens == round((4 * 576 + 10 * 200 + 10 * 100 + 8 * 50) / 32)
+    assert planned.layers == config.layers
+
+
+@pytest.mark.parametrize(
+    "keep", [(200, 100), (200, 100, 50, 20), (100, 200, 50), (577, 100, 50), (200, 100, 3)]
+)
+def test_a_plan_that_the_points_cannot_follow_is_refused(keep: tuple[int, ...]) -> None:
+    config = PruningConfig(layers=(4, 14, 24), min_keep=4)
+    with pytest.raises(InputError, match="is no plan for the points before layers"):
+        planned_config(config, keep, **PAPER)

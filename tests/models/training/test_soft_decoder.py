@@ -372,14 +372,3 @@ def test_ablations_have_finite_gradients_and_the_same_limit(
 
     assert all(bool(value.isfinite().all()) for value in found.values())
     torch.testing.assert_close(sharp, hard, atol=1e-4, rtol=1e-4)
-
-
-def test_packed_rows_are_refused_when_there_are_pruning_points(
-    make_checkpoint: MakeCheckpoint, grid: PatchGrid
-) -> None:
-    decoder = SoftDecoder(load(make_checkpoint()), random_modules((1,)), grid)
-    row = row_of(3, 6, answer=2)
-    packed = dataclasses.replace(row, blocks=torch.ones_like(row.blocks))
-
-    with pytest.raises(ValueError, match="packed"):
-        decoder(make_batch([packed], FEATURES, pixel_values=pixels(1)))

@@ -15,10 +15,11 @@ from tests.models.training.conftest import (
     Notes,
     load,
     pixels,
+    random_modules,
     row_of,
 )
 
-from atp_models.atp import AtpModules
+from atp_models.atp import AtpModule, AtpModules
 from atp_models.atp_losses import mean_tokens
 from atp_models.pruning_config import PruningConfig
 from atp_models.training.packing import PatchGrid
@@ -86,3 +87,20 @@ def test_images_still_keep_different_numbers_of_tokens(
 
     with torch.no_grad():
         assert len({float(decoder(batch).counts[0]) for batch in batches}) > 1
+
+
+def test_all_images_have_the_same_thresholds_whatever_the_modules_were(
+    make_checkpoint: MakeCheckpoint, grid: PatchGrid
+) -> None:
+    modules = random_modules((1, 3), seed=5, min_keep=1)
+    decoder = SoftDecoder(load(make_checkpoint()), modules, grid).eval()
+    images = [pixels(1, seed=n) * (1 + n) for n in range(6)]
+    batches = [make_batch([row_of(3, 5, seed=1)], FEATURES, pixel_values=it) for it in images]
+
+    fit_thresholds(decoder, batches, (18.0, 9.0), Notes())
+
+    for module in modules.points:
+        assert isinstance(module, AtpModule)
+        scores = torch.rand(2, 20, 30, generator=torch.Generator().manual_seed(0))
+        for thresholds in module.thresholds(scores[0], scores[1]):
+            assert len(set(thresholds.tolist())) == 1

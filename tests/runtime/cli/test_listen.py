@@ -392,6 +392,26 @@ def test_those_who_wait_are_told_when_the_server_is_stopped(
         assert stopped["error"]["exit_code"] == 130
 
 
+def test_who_has_its_answer_is_told_nothing_more_when_the_server_is_stopped(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = listen_clients.Clients.answered
+
+    def stopped_before(clients: listen_clients.Clients, client: listen_clients.Client) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        answered(clients, client)
+
+    monkeypatch.setattr(listen_clients.Clients, "answered", stopped_before)
+
+    def behave(path: Path) -> tuple[dict[str, Any], bool]:
+        peer = Peer(path)
+        return peer.ask("What?"), peer.at_end()
+
+    answer, hung_up = serve(behave)
+    assert "text" in answer
+    assert hung_up
+
+
 def test_the_handlers_of_signals_are_those_of_before(serve: Serve) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     serve(lambda path: Peer(path).ask("What?"))

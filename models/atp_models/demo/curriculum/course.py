@@ -12,15 +12,13 @@ from tokenizers import Tokenizer
 
 from atp_models.demo.build import build_checkpoint
 from atp_models.demo.curriculum.low_rank import low_rank_deltas
+from atp_models.demo.curriculum.methods import Scorers
 from atp_models.demo.curriculum.patch_words import PatchLabels, PatchWords
 from atp_models.demo.curriculum.scorer_lessons import teach_scorers
 from atp_models.demo.curriculum.stages import (
-    DENSE,
     EASY,
     EASY_IMAGES,
-    PRUNED,
     SCENES,
-    SCORERS,
     SEED,
     SPLIT,
     STAGES,
@@ -84,14 +82,14 @@ def train_demo(
         )
     checkpoint = _warmed_up(base, work, report, progress)
     write_validation_data(work)
-    for stage in DENSE:
-        checkpoint = _train(stage, checkpoint, work, report)
-    report(f"stage {SCORERS.name}")
-    checkpoint = teach_scorers(
-        checkpoint, SCORERS, work, dtype=_dtype(), report=report, progress=progress
-    )
-    for stage in PRUNED:
-        checkpoint = _train(stage, checkpoint, work, report)
+    for stage in STAGES:
+        report(f"stage {stage.name}")
+        if isinstance(stage.method, Scorers):
+            checkpoint = teach_scorers(
+                checkpoint, stage, work, dtype=_dtype(), report=report, progress=progress
+            )
+        else:
+            checkpoint = _train(stage, checkpoint, work)
     reduced = low_rank_deltas(base, checkpoint, rank=RANK, report=report)
     deltas.parent.mkdir(parents=True, exist_ok=True)
     provenance = f"just train-demo; stages {', '.join(stage.name for stage in STAGES)}"
@@ -99,8 +97,7 @@ def train_demo(
     return {"deltas": str(deltas), "rank": RANK, "kept": reduced.kept}
 
 
-def _train(stage: Stage, checkpoint: Path, work: Path, report: Callable[[str], None]) -> Path:
-    report(f"stage {stage.name}")
+def _train(stage: Stage, checkpoint: Path, work: Path) -> Path:
     words = stage.arguments(checkpoint, write_stage_data(stage, work), work)
     arguments = work / "arguments.json"
     # Validation runs all 576 tokens, question by question: once, when the stage ends.

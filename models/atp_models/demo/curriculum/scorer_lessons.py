@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from atp_models.demo.curriculum.looks import Look
+from atp_models.demo.curriculum.methods import Scorers
 from atp_models.demo.curriculum.patch_words import PatchLabels
-from atp_models.demo.curriculum.scorer_warmup import Lesson, warm_up_scorers
+from atp_models.demo.curriculum.scorer_warmup import Lesson, Schedule, warm_up_scorers
 from atp_models.demo.curriculum.stages import SEED, SPLIT, Stage, write_stage_data
 from atp_models.demo.scenes.layout import make_scene
 from atp_models.pruning_config import read_pruning_config
@@ -40,7 +41,7 @@ def teach_scorers(
 
     Args:
         checkpoint: Trained densely, with a pruning configuration.
-        stage: Its steps, rows and most pictures count.
+        stage: One whose method is `Scorers`.
         work: Holds the data sets.
         dtype: Of what is not trained, and of products.
         report: Called with a line of text now and then.
@@ -51,6 +52,7 @@ def teach_scorers(
         return out
     config = read_pruning_config(checkpoint)
     assert config is not None  # noqa: S101 - the demo has one
+    assert isinstance(stage.method, Scorers)  # noqa: S101 - see above
     options = TrainingOptions(mode="projector", dense=True, dtype=dtype, seed=SEED)
     network = load_network(Source.open(checkpoint), None, options)
     decoder = network.decoder.eval()
@@ -65,9 +67,7 @@ def teach_scorers(
         # The last point's layer tells pictures from background by itself.
         [layer - 1 for layer in config.layers[:-1]],
         _lessons(datasets.train, datasets.collator, decoder.grid),
-        steps=stage.steps,
-        rows=stage.rows,
-        seed=SEED,
+        schedule=Schedule(stage.steps, stage.rows, stage.method.cross_weight, SEED),
         half=dtype == "bfloat16",
         report=report,
     )

@@ -28,7 +28,7 @@ RANK = 24
 _LEARNING_RATE = 3e-3
 _RISE = 10  # steps
 _SHARPNESS = 8.0  # of scores between 0 and 1, as logits
-_WEIGHTS = (1.0, 0.3, 6.0)  # of the losses of S_self and S_cross and of the layer's change
+_CHANGE_WEIGHT = 6.0  # of the layer's change
 _TINY = 1e-9
 _PROJECTIONS = ("q_proj", "k_proj")
 
@@ -46,14 +46,29 @@ class Lesson:
     look: Look
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How lessons are learnt from.
+
+    Attributes:
+        steps: Of the optimiser.
+        rows: Lessons per step.
+        cross_weight: Of the loss of S_cross; that of S_self weighs 1.
+        seed: Of what the low-rank changes begin with.
+    """
+
+    steps: int
+    rows: int
+    cross_weight: float
+    seed: int
+
+
 def warm_up_scorers(
     decoder: SoftDecoder,
     layers: Sequence[int],
     lessons: Iterator[Lesson],
     *,
-    steps: int,
-    rows: int,
-    seed: int,
+    schedule: Schedule,
     half: bool,
     report: Callable[[str], None],
 ) -> dict[str, Tensor]:
@@ -62,10 +77,8 @@ def warm_up_scorers(
     Args:
         decoder: Without modules; all its weights frozen.
         layers: Those whose attention pruning points read, rising.
-        lessons: At least `steps * rows`.
-        steps: Of the optimiser.
-        rows: Lessons per step.
-        seed: Of what the low-rank changes begin with.
+        lessons: At least as many as the schedule takes.
+        schedule: How many, and how they are learnt from.
         half: Whether products are bfloat16's.
         report: Called with a line of text now and then.
 
@@ -77,18 +90,19 @@ def warm_up_scorers(
         for layer in layers
         for name in _PROJECTIONS
     }
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(schedule.seed)
     changes = [_LowRank(linear, generator) for linear in changed.values()]
     for linear, change in zip(changed.values(), changes, strict=True):
         parametrize.register_parametrization(linear.float(), "weight", change)
     learnt = [parameter for change in changes for parameter in change.parameters()]
     optimiser = torch.optim.AdamW(learnt, lr=_LEARNING_RATE, weight_decay=0.0)
-    weights = torch.tensor(_WEIGHTS)
+    weights = torch.tensor([1.0, schedule.cross_weight, _CHANGE_WEIGHT])
+    steps, rows = schedule.steps, schedule.rows
     for step in range(steps):
         rate = min(1, (step + 1) / _RISE) * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimiser.param_groups[0]["lr"] = _LEARNING_RATE * rate
         optimiser.zero_grad()
-        losses = torch.zeros(len(layers), len(_WEIGHTS))
+        losses = torch.zeros(len(layers), len(weights))
         for _ in range(rows):
             # Entered anew each time, since it keeps what it cast until it ends.
             with torch.autocast("cpu", torch.bfloat16, enabled=half):

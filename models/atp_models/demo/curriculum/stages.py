@@ -1,6 +1,6 @@
 """The stages of the demo's training, each on what the one before left.
 
-All are runs of `atp-train` but one, which teaches scorers; see `scorer_lessons`.
+Most are runs of `atp-train`; others teach scorers, see `scorer_lessons`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atp_models.demo.curriculum.methods import (
+    Dense,
+    Dropped,
+    Fit,
+    Method,
+    Options,
+    Scorers,
+    Soft,
+)
+from atp_models.demo.scenes.captions import CAPTIONS
+
 # Sets of `atp_models.demo.data`, written to directories of their names.
 SCENES, EASY, VALIDATION = "scenes-train", "easy-vqa-train", "scenes-validation"
 EASY_IMAGES = 1200
@@ -18,40 +29,34 @@ EASY_IMAGES = 1200
 SEED = 0
 SPLIT = 0
 """Of the scenes to train on, see `make_scene`."""
-_PACK = 64  # more than any image has questions
 _VALIDATION = 96  # questions: each costs a second on a CPU
-_MODULES_LEARNING_RATE = 3e-3
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of `atp-train`, or of `teach_scorers`, which asks for less.
+    """One run of `atp-train`, or of `teach_scorers`.
 
     Attributes:
         name: Of the directory it makes.
+        method: How it learns.
+        steps: Of the optimiser; a fit has none.
+        rows: Per step; what a row is, the method tells.
         most_pictures: Scenes with more pictures come later: what "the dog" and "at the top"
             mean is learnt where little else could be meant.
         easy_vqa: Whether easy-VQA's questions are asked, too.
-        steps: Of the optimiser; 0 fits thresholds to samples, without gradients.
-        rows: Per step; an image with all its questions in dense training, else a question.
-            A fit looks at this many samples.
-        learning_rate: Of LoRA and projector.
-        strides: Of the grids of visual tokens that enter; an image draws one.
-        target_tokens: Visual tokens averaged over all layers; None trains without pruning.
+        captions: Whether scenes are described, too. Captions have most of the tokens that are
+            learnt, but nobody asks for them.
         seed: Of the order of the images: a stage that goes on with the same ones takes another.
-        lambda_target: Weight of the distance to the target.
     """
 
     name: str
-    most_pictures: int
-    easy_vqa: bool
+    method: Method | Scorers
     steps: int
     rows: int
-    learning_rate: float = 0.0
-    strides: tuple[int, ...] = (1,)
-    target_tokens: int | None = None
+    most_pictures: int = 12
+    easy_vqa: bool = False
+    captions: bool = True
     seed: int = SEED
-    lambda_target: float = 0.2
 
     def arguments(self, checkpoint: Path, data: Path, work: Path) -> list[str]:
         """What `atp-train` is told.
@@ -60,75 +65,43 @@ class Stage:
             checkpoint: To begin with.
             data: See `write_stage_data`.
             work: Holds the data sets and gets the result, `work / name`.
+
+        Raises:
+            TypeError: The stage teaches scorers, which is no run of `atp-train`.
         """
-        how = {
+        if isinstance(self.method, Scorers):
+            raise TypeError(f"stage {self.name} is no run of atp-train")
+        how: Options = {
             "--seed": self.seed,
             "--validation-data": work / "validation.json",
             "--validation-limit": _VALIDATION,
             "--images": work,
             "--cache-features": work / "features",
-            **(self._learning() if self.steps else {"--samples": self.rows}),
+            **self.method.options(self.steps, self.rows),
         }
-        if self.target_tokens is not None:
-            how |= {"--target-tokens": self.target_tokens}
-        options = [word for name, value in how.items() for word in (name, str(value))]
-        kind = [] if self.steps else ["--fit-thresholds"]
-        kind += ["--dense"] if self.target_tokens is None else []
-        return [str(checkpoint), str(data), str(work / self.name), *options, *kind]
-
-    def _learning(self) -> dict[str, object]:
-        how: dict[str, object] = {
-            "--mode": "lora",
-            "--learning-rate": self.learning_rate,
-            "--max-steps": self.steps,
-            "--visual-tokens-stride": ",".join(map(str, self.strides)),
-        }
-        if self.target_tokens is None:
-            # One by one: packed rows differ in length, and alone they need no mask.
-            return how | {"--batch-size": 1, "--accumulate": self.rows, "--pack": _PACK}
-        # Together: the batch's mean is to meet the target, not each prompt alone.
-        return how | {
-            "--batch-size": self.rows,
-            "--lambda-atp": 0.01,
-            "--lambda-target": self.lambda_target,
-            "--modules-learning-rate": _MODULES_LEARNING_RATE,
-        }
+        words = [str(checkpoint), str(data), str(work / self.name)]
+        for name, value in how.items():
+            words += [name] if value is True else [name, str(value)]
+        return words
 
 
-DENSE = (
-    Stage("1-few-pictures", 3, False, steps=90, rows=5, learning_rate=1.5e-3, strides=(2,)),
-    Stage("2-more-pictures", 6, False, steps=110, rows=5, learning_rate=1.2e-3, strides=(2,)),
-    Stage("3-all-pictures", 12, True, steps=100, rows=5, learning_rate=1e-3, strides=(1, 2, 3)),
-    Stage("4-longer", 12, True, steps=480, rows=5, learning_rate=1e-3, strides=(1, 2, 3)),
-    Stage("5-more", 12, True, steps=280, rows=5, learning_rate=5e-4, strides=(1, 2, 3), seed=1),
+_GRIDS = (1, 2, 3)
+
+STAGES = (
+    Stage("1-few-pictures", Dense(1.5e-3, (2,)), steps=90, rows=5, most_pictures=3),
+    Stage("2-more-pictures", Dense(1.2e-3, (2,)), steps=110, rows=5, most_pictures=6),
+    Stage("3-all-pictures", Dense(1e-3, _GRIDS), steps=100, rows=5, easy_vqa=True),
+    Stage("4-longer", Dense(1e-3, _GRIDS), steps=480, rows=5, easy_vqa=True),
+    Stage("5-more", Dense(5e-4, _GRIDS), steps=280, rows=5, easy_vqa=True, seed=1),
+    Stage("6-scorers", Scorers(0.3), steps=150, rows=4),
+    Stage("7-thresholds", Fit(target_tokens=144), steps=0, rows=96),
+    Stage("8-pruned-grids", Soft(3e-4, 141, (2,)), steps=120, rows=8, seed=2),
+    Stage("9-pruned", Soft(2e-4, 141, lambda_target=2.0), steps=40, rows=4, seed=3),
+    Stage("10-places", Dense(5e-4, (1, 2)), steps=130, rows=5, easy_vqa=True, seed=4),
+    Stage("11-scorers", Scorers(1.0), steps=80, rows=4),
+    Stage("12-thresholds", Fit(keep=(145, 50, 30)), steps=0, rows=64),
+    Stage("13-dropped", Dropped(4e-4), steps=280, rows=3, captions=False, seed=5),
 )
-SCORERS = Stage("6-scorers", 12, False, steps=150, rows=4)
-PRUNED = (
-    Stage("7-thresholds", 12, False, steps=0, rows=96, target_tokens=144),
-    Stage(
-        "8-pruned-grids",
-        12,
-        False,
-        steps=120,
-        rows=8,
-        learning_rate=3e-4,
-        strides=(2,),
-        target_tokens=141,
-        seed=2,
-    ),
-    Stage(
-        "9-pruned",
-        12,
-        False,
-        steps=40,
-        rows=4,
-        learning_rate=2e-4,
-        target_tokens=141,
-        seed=3,
-        lambda_target=2.0,
-    ),
-)
-STAGES = (*DENSE, SCORERS, *PRUNED)
 
 
 def write_stage_data(stage: Stage, work: Path) -> Path:
@@ -139,6 +112,8 @@ def write_stage_data(stage: Stage, work: Path) -> Path:
         work: Holds the data sets.
     """
     chosen = [r for r in _records(work, SCENES) if r["objects"] <= stage.most_pictures]
+    if not stage.captions:
+        chosen = [record for record in chosen if record["kind"] not in CAPTIONS]
     if stage.easy_vqa:
         chosen += _records(work, EASY)
     return _write(work / f"{stage.name}.json", chosen)

@@ -14,6 +14,10 @@ SMALL, LARGE = 58, 84
 """Pixels: what is smaller is called small, what is not smaller is called large."""
 
 
+CAPTIONS = ("describe", "places")
+"""Their kinds."""
+
+
 def captions(scene: Scene) -> list[Question]:
     """Two: every picture with its place, and every place with its pictures."""
     ordered = sorted(scene.items, key=lambda item: (*cell_of(item), item.y, item.x))
@@ -23,8 +27,8 @@ def captions(scene: Scene) -> list[Question]:
         board[cell_name(cell_of(item))].append(_described(item))
     places = "; ".join(f"{cell}: {', '.join(items)}" for cell, items in board.items())
     return [
-        Question("describe", "Describe the pictures.", pictures),
-        Question("places", "What is where?", places),
+        Question(CAPTIONS[0], "Describe the pictures.", pictures),
+        Question(CAPTIONS[1], "What is where?", places),
     ]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from atp_models.demo.curriculum.looks import Look
 from atp_models.demo.curriculum.patch_words import BACKGROUND, GRID, PatchLabels
-from atp_models.demo.curriculum.scorer_warmup import Lesson, warm_up_scorers
+from atp_models.demo.curriculum.scorer_warmup import Lesson, Schedule, warm_up_scorers
 from atp_models.demo.scenes.layout import make_scene
 from atp_models.demo.scenes.vocabulary import NAMES
 from atp_models.random_checkpoint import write_random_checkpoint
@@ -116,9 +116,7 @@ def test_scores_come_to_favour_what_was_taught(checkpoint: Path, half: bool) -> 
         decoder,
         [1],
         itertools.repeat(lesson()),
-        steps=150,
-        rows=1,
-        seed=0,
+        schedule=Schedule(steps=150, rows=1, cross_weight=0.3, seed=0),
         half=half,
         report=lambda _: None,
     )

@@ -5,39 +5,54 @@ from pathlib import Path
 
 import pytest
 
-from atp_models.demo.curriculum.stages import (
-    DENSE,
-    EASY,
-    PRUNED,
-    SCENES,
-    STAGES,
-    Stage,
-    write_stage_data,
-)
+from atp_models.demo.curriculum.methods import Dense, Dropped, Fit, Scorers, Soft
+from atp_models.demo.curriculum.stages import EASY, SCENES, STAGES, Stage, write_stage_data
+from atp_models.training.cli import _data, _pruning, _training
 from atp_models.training.cli_options import train_parser
+from atp_models.training.job import TrainingJob, _check
+
+TRAINED = [stage for stage in STAGES if not isinstance(stage.method, Scorers)]
 
 
-@pytest.mark.parametrize("stage", [*DENSE, *PRUNED], ids=lambda stage: stage.name)
-def test_every_stage_is_a_command_that_atp_train_understands(stage: Stage, tmp_path: Path) -> None:
-    options = train_parser().parse_args(
-        stage.arguments(tmp_path / "before", tmp_path / "data.json", tmp_path)
+def job_of(stage: Stage, directory: Path) -> TrainingJob:
+    parsed = train_parser().parse_args(
+        stage.arguments(directory / "before", directory / "data.json", directory)
     )
-    assert options.out == tmp_path / stage.name
-    assert options.dense == (stage.target_tokens is None)
-    assert options.visual_tokens_stride == stage.strides
-    assert options.target_tokens == stage.target_tokens
-    assert options.fit_thresholds == (stage.steps == 0)
-    if stage.steps:
-        assert options.max_steps == stage.steps
-        assert options.learning_rate == stage.learning_rate
-        assert options.batch_size * options.accumulate == stage.rows
-    else:
-        assert options.samples == stage.rows
+    options = _training(parsed, {})
+    return TrainingJob(parsed.checkpoint, parsed.out, _data(parsed), _pruning(parsed), options)
 
 
-def test_stages_prune_when_all_tokens_are_understood() -> None:
-    assert all(stage.target_tokens is None for stage in DENSE)
-    assert all(stage.target_tokens is not None for stage in PRUNED)
+@pytest.mark.parametrize("stage", TRAINED, ids=lambda stage: stage.name)
+def test_every_stage_is_a_job_that_atp_train_takes(stage: Stage, tmp_path: Path) -> None:
+    job = job_of(stage, tmp_path)
+    _check(job)
+    assert job.out == tmp_path / stage.name
+    assert job.options.seed == stage.seed
+    if not isinstance(stage.method, Fit):
+        assert job.options.max_steps == stage.steps
+        assert job.options.batch_size * job.options.accumulate == stage.rows
+
+
+def test_methods_are_what_they_are_called(tmp_path: Path) -> None:
+    def job(method: Dense | Fit | Soft | Dropped) -> TrainingJob:
+        return job_of(Stage("any", method, steps=3, rows=2), tmp_path)
+
+    dense, soft, dropped = job(Dense(1e-3, (1, 2))), job(Soft(2e-4, 100)), job(Dropped(1e-4))
+    assert dense.options.dense
+    assert dense.data.visual_tokens_stride == (1, 2)
+    assert not soft.options.dense
+    assert not soft.options.freeze_modules
+    assert soft.pruning.target_tokens == 100
+    assert dropped.options.freeze_modules
+    assert dropped.options.learning_rate == 1e-4
+    assert job(Fit(target_tokens=90)).pruning.target_tokens == 90
+    assert job(Fit(keep=(9, 8, 7))).options.keep == (9, 8, 7)
+
+
+def test_a_stage_that_teaches_scorers_is_no_run_of_atp_train(tmp_path: Path) -> None:
+    stage = Stage("scorers", Scorers(1.0), steps=1, rows=1)
+    with pytest.raises(TypeError, match="no run of atp-train"):
+        stage.arguments(tmp_path, tmp_path, tmp_path)
 
 
 def test_stages_run_in_the_order_of_their_names() -> None:
@@ -45,16 +60,31 @@ def test_stages_run_in_the_order_of_their_names() -> None:
     assert numbers == list(range(1, len(STAGES) + 1))
 
 
-@pytest.mark.parametrize(("easy", "expected"), [(False, ["a"]), (True, ["a", "c"])])
+def test_tokens_are_dropped_only_behind_thresholds() -> None:
+    methods = [type(stage.method) for stage in STAGES]
+    for at, method in enumerate(methods):
+        if method in (Soft, Dropped):
+            assert Fit in methods[:at]
+
+
+@pytest.mark.parametrize(
+    ("easy", "captions", "expected"),
+    [(False, True, ["a", "d"]), (True, True, ["a", "d", "c"]), (False, False, ["a"])],
+)
 def test_a_stage_learns_from_scenes_of_its_size(
-    tmp_path: Path, easy: bool, expected: list[str]
+    tmp_path: Path, easy: bool, captions: bool, expected: list[str]
 ) -> None:
-    records = {SCENES: [("a", 3), ("b", 4)], EASY: [("c", 1)]}
+    records = {
+        SCENES: [("a", 3, "what"), ("b", 4, "what"), ("d", 2, "describe")],
+        EASY: [("c", 1, "shape")],
+    }
     for name, held in records.items():
         (tmp_path / name).mkdir()
-        content = [{"id": i, "image": f"images/{i}.png", "objects": n} for i, n in held]
+        content = [
+            {"id": i, "image": f"images/{i}.png", "objects": n, "kind": kind} for i, n, kind in held
+        ]
         (tmp_path / name / f"{name}.json").write_text(json.dumps(content))
-    stage = Stage("few", 3, easy, steps=1, rows=1, learning_rate=1e-3)
+    stage = Stage("few", Dense(1e-3), 1, 1, 3, easy_vqa=easy, captions=captions)
     written = json.loads(write_stage_data(stage, tmp_path).read_text())
     assert [record["id"] for record in written] == expected
     assert written[0]["image"] == f"{SCENES}/images/a.png"

@@ -1,0 +1,12 @@
+"""Names of graph inputs and outputs that more than one room speaks of."""
+
+from __future__ import annotations
+
+SCORES = ("scores.self", "scores.cross")
+"""What a segment before a pruning point gives for each token."""
+
+
+def cache_names(layer: int) -> tuple[str, str, str, str]:
+    """Names of a layer's past key, past value, new key and new value, by global index."""
+    past, present = f"past_key_values.{layer}", f"present.{layer}"
+    return f"{past}.key", f"{past}.value", f"{present}.key", f"{present}.value"
