@@ -49,8 +49,8 @@ def _add_modes(group: Any) -> None:
     group.add_argument(
         "--freeze-modules",
         action="store_true",
-        help="leave the ATP modules as they are and drop tokens as inference does: what else "
-        "--mode trains learns to answer from the rest, several times faster",
+        help="leave the ATP modules and what they read as they are, and drop tokens as inference "
+        "does: the rest of the decoder learns to answer from what is left, several times faster",
     )
     group.add_argument(
         "--fit-thresholds",

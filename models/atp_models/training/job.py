@@ -149,8 +149,8 @@ def _check(job: TrainingJob) -> None:
         ),
         "--dense has no thresholds to fit": options.dense and fits,
         "--dense has no modules to freeze": options.dense and frozen,
-        "--freeze-modules leaves nothing to learn, so --mode must be projector, lora or full": (
-            frozen and alone
+        "--freeze-modules leaves the decoder to learn, so --mode must be lora or full": (
+            frozen and options.mode not in ("lora", "full")
         ),
         "--fit-thresholds changes modules only, so it takes no other --mode": fits and not alone,
         "--fit-thresholds looks at each prompt by itself, so no --pack": fits and data.pack > 1,

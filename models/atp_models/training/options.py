@@ -76,8 +76,9 @@ class TrainingOptions:
             on the decoder's linear layers, projector and modules; "full", decoder, projector and
             modules.
         dense: No pruning; modules are not trained.
-        freeze_modules: They stay as they are, and tokens are dropped as at inference; what
-            learns is the rest of what `mode` says.
+        freeze_modules: They stay as they are, and so does what they read: projector, the layers
+            before the first point, queries and keys of the layer before each. Tokens are dropped
+            as at inference; what learns is the rest of what `mode` says.
         fit_thresholds: No gradients; see `atp_models.training.threshold_fit`.
         samples: For `fit_thresholds`.
         keep: Likewise: tokens to keep at each point; None plans a fall by equal factors.

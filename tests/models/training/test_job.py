@@ -384,7 +384,7 @@ def test_a_configuration_of_the_checkpoint_goes_on_and_its_modules_too(
         ({"pack": 2}, {"fit_thresholds": True}, "no --pack"),
         ({}, {"keep": (9, 6, 4)}, "so it needs that"),
         ({}, {"fit_thresholds": True, "keep": (9, 6, 4)}, "has its own mean"),
-        ({}, {"freeze_modules": True}, "leaves nothing to learn"),
+        ({}, {"freeze_modules": True, "mode": "projector"}, "must be lora or full"),
         ({}, {"freeze_modules": True, "dense": True, "mode": "lora"}, "no modules to freeze"),
         ({}, {"freeze_modules": True, "mode": "lora"}, "has no ATP modules"),
         ({"visual_tokens_stride": (2,)}, {"fit_thresholds": True}, "no --visual-tokens-stride"),

@@ -60,6 +60,26 @@ def test_a_mode_trains_its_parts_and_no_others(
     assert parts.names()
 
 
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_frozen_modules_and_what_they_read_do_not_learn(
+    make_checkpoint: MakeCheckpoint, grid: PatchGrid, mode: str
+) -> None:
+    unfrozen = TrainedParts(decoder_of(make_checkpoint(), grid), TrainingOptions(mode=mode))
+    decoder = decoder_of(make_checkpoint(), grid)
+    parts = TrainedParts(decoder, TrainingOptions(mode=mode, freeze_modules=True))
+
+    read = re.compile(
+        r"atp\.|.*(projector|embed_tokens)|.*layers\.0\.|.*layers\.2\.self_attn\.[qk]_proj"
+    )
+    tied = "llava.lm_head.weight" if decoder.llava.config.text_config.tie_word_embeddings else None
+    learnt = [name for name in unfrozen.names() if not read.match(name) and name != tied]
+    assert parts.names() == learnt
+    assert any("layers.2.self_attn.v_proj" in name for name in learnt)
+    assert any("layers.1.self_attn.q_proj" in name for name in learnt)
+    assert unfrozen.modules_learn
+    assert not parts.modules_learn
+
+
 def test_an_adapter_is_on_every_linear_layer_of_the_decoder_and_nowhere_else(
     make_checkpoint: MakeCheckpoint, grid: PatchGrid
 ) -> None:

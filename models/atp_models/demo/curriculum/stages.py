@@ -100,7 +100,7 @@ STAGES = (
     Stage("10-places", Dense(5e-4, (1, 2)), steps=130, rows=5, easy_vqa=True, seed=4),
     Stage("11-scorers", Scorers(1.0), steps=80, rows=4),
     Stage("12-thresholds", Fit(keep=(145, 50, 30)), steps=0, rows=64),
-    Stage("13-dropped", Dropped(4e-4), steps=280, rows=3, captions=False, seed=5),
+    Stage("13-dropped", Dropped(3e-4), steps=250, rows=3, captions=False, seed=5),
 )
 
 
