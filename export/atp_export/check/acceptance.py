@@ -29,6 +29,8 @@ from atp_runtime.manifest import Stage
 
 INT8 = "int8"
 
+Ranges = Mapping[str, Mapping[str, float]]
+
 
 @dataclass(frozen=True)
 class StageVerdict:
@@ -36,7 +38,7 @@ class StageVerdict:
 
     Attributes:
         dialect: The graph's.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "int8" or, of a calibrated bundle, "int4".
         stage: Its stage.
         problem: What the parser or the builder said, or None if there is an engine.
         layers: Of the network, as parsed; 0 if it was refused.
@@ -67,8 +69,8 @@ class CheckReport:
     Attributes:
         library: What built, with its version.
         sm: The compute capability it built for.
-        ranges: Where INT8's numbers come from: "sampled", or "assumed" without the memory to
-            run the bundle.
+        ranges: Where INT8's numbers come from: "sampled", "assumed" without the memory to run
+            the bundle, or "calibrated" where it is quantised already.
         verdicts: One per dialect, precision and stage.
         lint: What TensorRT 10.3 is not documented to take, by "precision stage" of the portable
             dialect; only entries with complaints.
@@ -98,7 +100,7 @@ class _Graph:
 
 
 def check_bundle(bundle: Bundle, options: EngineOptions, reporter: Reporter) -> CheckReport:
-    """Builds every stage in every dialect of the bundle, as it is and in INT8.
+    """Builds every stage in every dialect, as it is and in INT8 unless the bundle is quantised.
 
     Args:
         bundle: An opened one.
@@ -114,9 +116,7 @@ def check_bundle(bundle: Bundle, options: EngineOptions, reporter: Reporter) -> 
     library = check_library()
     dialects = (options.dialect,) if options.dialect else bundle.manifest.dialects
     views = {dialect: in_dialect(bundle, dialect) for dialect in dialects}
-    with reporter.waiting("calibrating INT8 on made pictures"):
-        sampled = sampled_ranges(bundle)
-    ranges = assumed_ranges(bundle) if sampled is None else sampled
+    ranges, source = _ranges(bundle, reporter)
     verdicts, complaints = [], {}
     with tempfile.TemporaryDirectory(prefix="atp-check-") as folder:
         for dialect, view in views.items():
@@ -130,7 +130,7 @@ def check_bundle(bundle: Bundle, options: EngineOptions, reporter: Reporter) -> 
     return CheckReport(
         library=f"{library.target.library} {library.target.version}",
         sm=library.target.sm,
-        ranges="assumed" if sampled is None else "sampled",
+        ranges=source,
         verdicts=tuple(verdicts),
         lint=complaints,
         linted=PORTABLE in dialects,
@@ -139,14 +139,25 @@ def check_bundle(bundle: Bundle, options: EngineOptions, reporter: Reporter) -> 
     )
 
 
-def _graphs(
-    dialect: str, view: Bundle, ranges: Mapping[str, Mapping[str, float]], folder: Path
-) -> Iterator[_Graph]:
+def _ranges(bundle: Bundle, reporter: Reporter) -> tuple[Ranges, str]:
+    """What INT8 copies are made with, by stage, and where it comes from."""
+    if bundle.manifest.quantisation is not None:
+        return {}, "calibrated"
+    with reporter.waiting("calibrating INT8 on made pictures"):
+        sampled = sampled_ranges(bundle)
+    return (assumed_ranges(bundle), "assumed") if sampled is None else (sampled, "sampled")
+
+
+def _graphs(dialect: str, view: Bundle, ranges: Ranges, folder: Path) -> Iterator[_Graph]:
     """The graphs of a dialect; an INT8 copy is there until the next one is asked for."""
-    precision = view.manifest.precision
-    for stage in view.manifest.stages:
+    manifest = view.manifest
+    quantised = manifest.quantisation
+    precision = manifest.precision if quantised is None else quantised.weights
+    for stage in manifest.stages:
         yield _Graph(dialect, precision, stage, view.path(stage.graph))
-    for stage in view.manifest.stages:
+    if quantised is not None:
+        return
+    for stage in manifest.stages:
         copy = folder / "int8.onnx"
         if write_int8(view.path(stage.graph), ranges.get(stage.name, {}), copy):
             yield _Graph(dialect, INT8, stage, copy)

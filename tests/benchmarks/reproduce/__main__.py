@@ -43,11 +43,11 @@ def main() -> int:
         "easy-VQA, ATP": work.run("easy-atp", main_bundle, work.data(EASY)),
     }
     in_torch = {}
-    if not options.skip_torch and options.limit is None:
+    if not options.skip_torch:
         from tests.benchmarks.reproduce.torch_scores import torch_scores  # noqa: PLC0415
 
         for name, prune in (("dense", False), ("ATP 144", True)):
-            scores = torch_scores(work.checkpoint(), scenes, prune=prune)
+            scores = torch_scores(work.checkpoint(), work.asked("dense", scenes), prune=prune)
             in_torch[name] = scores.answer_accuracy
     floors = {SCENES: work.baseline(SCENES), EASY: work.baseline(EASY)}
     text, all_met = write_report(

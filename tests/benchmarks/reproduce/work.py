@@ -69,6 +69,16 @@ class Work:
         found: dict[str, Any] = json.loads((path / "report.json").read_text(encoding="utf-8"))
         return found
 
+    def asked(self, name: str, data: Path) -> Path:
+        """The records of a data set that a run was asked."""
+        lines = (self.directory / "runs" / name / "answers.jsonl").read_text(encoding="utf-8")
+        asked = {json.loads(line)["id"] for line in lines.splitlines()}
+        records = json.loads(data.read_text(encoding="utf-8"))
+        path = data.with_name("asked.json")
+        chosen = [record for record in records if record["id"] in asked]
+        path.write_text(json.dumps(chosen), encoding="utf-8")
+        return path
+
     def compared(self, names: list[str]) -> list[dict[str, Any]]:
         """Runs on the same questions, each against the first."""
         paths = [self.directory / "runs" / name for name in names]

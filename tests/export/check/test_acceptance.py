@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from atp_export.progress import QuietReporter
 from atp_models.random_configs import tiny_config
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import read_manifest
+from atp_runtime.manifest import Quantisation, read_manifest
 
 pytest.importorskip("tensorrt_rtx", reason="there is no TensorRT-RTX for this platform")
 
@@ -102,6 +103,17 @@ def test_one_dialect_alone_can_be_asked_for(bundle: Path) -> None:
     found, _ = check(bundle, dialect="native", max_tokens=64)
     assert {verdict.dialect for verdict in found.verdicts} == {"native"}
     assert not found.linted
+
+
+def test_a_calibrated_bundle_is_built_as_it_is_and_called_what_it_is(bundle: Path) -> None:
+    plain = Bundle(bundle.resolve(), read_manifest(bundle))
+    manifest = replace(plain.manifest, quantisation=Quantisation("int4", None, 64, 9))
+    options = EngineOptions(dialect="portable")
+
+    found = check_bundle(Bundle(plain.root, manifest), options, QuietReporter())
+
+    assert [(v.precision, v.stage) for v in found.verdicts] == [("int4", it) for it in STAGES]
+    assert found.ranges == "calibrated"
 
 
 def test_a_refused_graph_is_reported_with_the_parsers_reason_and_the_others_are_built(

@@ -43,8 +43,8 @@ from atp_models.training.progress import Progress
 from atp_models.training.setup import load_network
 from atp_runtime.errors import CheckFailedError
 
-RANK = 24
-"""Of the deltas: 16 MB in float16."""
+RANK = 28
+"""Of the deltas: 18 MB in float16."""
 _BASE, _WARM = "0-untrained", "0-warmed-up"
 _PROJECTOR = "multi_modal_projector"
 

@@ -101,6 +101,7 @@ STAGES = (
     Stage("11-scorers", Scorers(1.0), steps=80, rows=4),
     Stage("12-thresholds", Fit(keep=(145, 50, 30)), steps=0, rows=64),
     Stage("13-dropped", Dropped(3e-4), steps=250, rows=3, captions=False, seed=5),
+    Stage("14-thresholds", Fit(keep=(140, 48, 30)), steps=0, rows=128),
 )
 
 
