@@ -93,11 +93,23 @@ def run_job(job: TrainingJob, progress: Progress) -> TrainingResult:
     source = Source.open(job.checkpoint)
     splits = read_splits(job.data, seed=job.options.seed)
     config = None if job.options.dense else _config(job, source)
-    key = _key(job, source, splits, config)
-    state = RunState(job.out, key)
+    state = RunState(job.out, _key(job, source, splits, config))
     if state.is_finished:
         return TrainingResult(read_json(job.out / REPORT), unchanged=True)
-    state.begin()
+    with state.alone():
+        report = _train(job, source, splits, config, state, progress)
+    return TrainingResult(report, unchanged=False)
+
+
+def _train(
+    job: TrainingJob,
+    source: Source,
+    splits: Splits,
+    config: PruningConfig | None,
+    state: RunState,
+    progress: Progress,
+) -> Mapping[str, Any]:
+    """Trains or fits, evaluates and writes; returns the report."""
     began = time.perf_counter()
     set_seed(job.options.seed)
     network = load_network(source, config, job.options)
@@ -124,7 +136,7 @@ def run_job(job: TrainingJob, progress: Progress) -> TrainingResult:
     report = {
         "schema_version": 1,
         "command": job.command,
-        "key": key,
+        "key": state.key,
         "records": {"train": len(splits.train), "validation": len(splits.validation)},
         "pruning": to_json(config),
         **outcome,
@@ -136,7 +148,7 @@ def run_job(job: TrainingJob, progress: Progress) -> TrainingResult:
     write_outcome(job.checkpoint, job.out, trainer, parts, report)
     if arguments.should_save:
         state.remove()
-    return TrainingResult(report, unchanged=False)
+    return report
 
 
 def _check(job: TrainingJob) -> None:

@@ -6,14 +6,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from atp_models.json_files import read_json, write_json
 from atp_models.training.checkpoint_writer import REPORT
+from atp_runtime.directory_lock import holds
 from atp_runtime.errors import InputError
 
-_KEY_FILE = "run.json"
+_KEY_FILE, _LOCK = "run.json", "lock"
 _STATE = "trainer_state.json"
 
 
@@ -23,12 +25,16 @@ class RunState:
     Args:
         out: The directory that the run is to write.
         key: Everything that decides on its weights; JSON values, nested by name.
+
+    Attributes:
+        directory: Where it is.
+        key: As JSON has it.
     """
 
     def __init__(self, out: Path, key: Mapping[str, Any]) -> None:
         self.directory = out.with_name(f".{out.name}.training")
         self._out = out
-        self._key = json.loads(json.dumps(key))
+        self.key = json.loads(json.dumps(key))
 
     @property
     def is_finished(self) -> bool:
@@ -61,8 +67,31 @@ class RunState:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")  # several processes may do this at once
-        write_json(partial, self._key)
+        write_json(partial, self.key)
         partial.replace(file)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other runs out; of the processes of one run the first does.
+
+        Raises:
+            InputError: Another run is at work there, or see `begin`.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if os.environ.get("RANK", "0") != "0":
+            self.begin()
+            yield
+            return
+        path = self.directory / _LOCK
+        with path.open("w", encoding="utf-8") as lock:
+            if not holds(lock, path):
+                raise InputError(
+                    f"{self._out}: another atp-train is at work on it",
+                    why="two runs would mix their checkpoints.",
+                    fix="wait for it to end, or name another directory.",
+                )
+            self.begin()
+            yield
 
     def last_checkpoint(self) -> Path | None:
         """The newest whole one; the trainer writes its state last."""
@@ -74,7 +103,7 @@ class RunState:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _refuse_other(self, found: Any, where: Path) -> None:
-        differences = [f"\n    {line}" for line in _differences(found, self._key)]
+        differences = [f"\n    {line}" for line in _differences(found, self.key)]
         if differences:
             raise InputError(
                 f"{where} belongs to another run:{''.join(differences)}",

@@ -100,3 +100,24 @@ def test_without_checkpoints_there_is_no_last_one_and_a_removed_state_is_gone(
     assert state.last_checkpoint() is None
     state.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_do_not_work_on_one_directory(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        RunState(out, KEY).alone(),
+        pytest.raises(InputError, match="another atp-train is at work"),
+        RunState(out, KEY).alone(),
+    ):
+        pytest.fail("both are at work")
+    with RunState(out, KEY).alone():
+        add_checkpoint(RunState(out, KEY), 1)
+
+
+def test_further_processes_of_a_run_are_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunState(tmp_path / "out", KEY).alone():
+        monkeypatch.setenv("RANK", "1")
+        with RunState(tmp_path / "out", KEY).alone():
+            pass
