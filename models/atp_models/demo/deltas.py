@@ -1,12 +1,14 @@
 """What training adds to the demo's pretrained parts, in one safetensors file of a few MB.
 
     projector.linear_{1,2}.{weight,bias}   float16, LLaVA's projector
-    lora.{layer}.{projection}.{A,B}        float16, A [rank, in] and B [out, rank]
+    lora.{layer}.{projection}.{A,B}        int8, A [rank, in] and B [out, rank]
+    lora.{layer}.{projection}.scale        float32 [rank]
     atp.points.{i}.…                       float32, as in `atp_modules.safetensors`
 
 A projection is `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj` or `down_proj`;
-its merged weight is W + lora_scale * B A. The metadata holds one entry, "deltas", a `Header` as
-JSON: safetensors writes several in random order, and equal training should give equal files.
+its merged weight is W + lora_scale * B diag(scale) A. Eight bits lose less than the ranks for which
+there would be no room in sixteen. The metadata holds one entry, "deltas", a `Header` as JSON:
+safetensors writes several in random order, and equal training should give equal files.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, float16, float32
+from torch import Tensor, float16, float32, int8
 
 from atp_models.atp import AtpModules
 from atp_models.demo.recipe import Training
@@ -31,6 +33,9 @@ PROJECTOR = ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bi
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 _METADATA_ENTRY = "deltas"
+_TINY = 1e-30
+_LARGEST = 127  # of int8, on both sides of 0
+_FACTORS = {"A": int8, "B": int8, "scale": float32}
 _FIX = "install atp-llava again; if you trained the deltas yourself, train them for these parts"
 
 
@@ -108,7 +113,7 @@ def save_deltas(file: Path, deltas: Deltas, training: Training) -> None:
     """Write the file; it appears whole, and only if `read_deltas` accepts it.
 
     Raises:
-        InputError: A value is not finite in float16, or a tensor is missing or misshapen.
+        InputError: A value is not finite, or not in float16; or a tensor is missing or misshapen.
     """
     header = Header(deltas.lora_scale, deltas.modules.config, training)
     entry = json.dumps(to_json(header), sort_keys=True)
@@ -144,7 +149,8 @@ def read_deltas(file: Path) -> tuple[Deltas, Training]:
     groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
-        expected = float32 if group == "atp" else float16
+        expected = _FACTORS.get(name.rpartition(".")[2], float32) if group == "lora" else float16
+        expected = float32 if group == "atp" else expected
         if tensor.dtype != expected or not tensor.isfinite().all():
             raise refused(str(file), f"tensor {name!r} is not finite {expected}")
         groups[group][rest] = tensor.float()
@@ -170,13 +176,24 @@ def refused(source: str, problem: str) -> CheckFailedError:
 
 def _encoded(deltas: Deltas) -> dict[str, Tensor]:
     halves = {f"projector.{name}": value for name, value in deltas.projector.items()}
-    for (layer, projection), update in deltas.lora.items():
-        halves[f"lora.{layer}.{projection}.A"] = update.a
-        halves[f"lora.{layer}.{projection}.B"] = update.b
     tensors = {name: value.detach().cpu().to(float16) for name, value in halves.items()}
+    for (layer, projection), update in deltas.lora.items():
+        for name, value in _rounded(update).items():
+            tensors[f"lora.{layer}.{projection}.{name}"] = value.detach().cpu()
     for name, value in deltas.modules.state_dict().items():
         tensors[f"atp.{name}"] = value.detach().cpu().float()
     return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def _rounded(update: LowRank) -> dict[str, Tensor]:
+    """The factors as whole numbers, each rank by a scale of its own; "scale" is their product."""
+    a, b = update.a.float(), update.b.float()
+    scale_a, scale_b = (value.abs().amax(at) / _LARGEST for value, at in ((a, 1), (b, 0)))
+    return {
+        "A": (a / scale_a.clamp_min(_TINY).unsqueeze(1)).round().to(int8),
+        "B": (b / scale_b.clamp_min(_TINY)).round().to(int8),
+        "scale": scale_a * scale_b,
+    }
 
 
 def _header(file: Path, entry: str | None) -> Header:
@@ -190,20 +207,22 @@ def _header(file: Path, entry: str | None) -> Header:
 def _paired(file: Path, tensors: Mapping[str, Tensor]) -> dict[tuple[int, str], LowRank]:
     factors: dict[tuple[int, str], dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
-        factors[_projection(file, name)][name[-1]] = tensor
+        factors[_projection(file, name)][name.rpartition(".")[2]] = tensor
     pairs = {}
     for (layer, projection), pair in sorted(factors.items()):
-        a, b = pair.get("A"), pair.get("B")
-        if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-            raise refused(str(file), f"lora.{layer}.{projection} is not a pair of one rank")
-        pairs[layer, projection] = LowRank(a, b)
+        a, b, scale = (pair.get(name) for name in _FACTORS)
+        if a is None or b is None or scale is None or not a.ndim == b.ndim == scale.ndim + 1 == 2:
+            raise refused(str(file), f"lora.{layer}.{projection} is not two factors and a scale")
+        if not len(a) == b.shape[1] == len(scale):
+            raise refused(str(file), f"lora.{layer}.{projection} is not of one rank")
+        pairs[layer, projection] = LowRank(scale.unsqueeze(1) * a, b)
     return pairs
 
 
 def _projection(file: Path, name: str) -> tuple[int, str]:
     """Layer and projection of a tensor such as "3.q_proj.A"."""
     parts = name.split(".")
-    if len(parts) == 3 and parts[0].isdecimal() and parts[2] in {"A", "B"}:
+    if len(parts) == 3 and parts[0].isdecimal() and parts[2] in _FACTORS:
         layer, projection, _ = parts
         if projection in ATTENTION + MLP:
             return int(layer), projection

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 
 from atp_models.demo.build import build_checkpoint
-from atp_models.demo.curriculum.low_rank import low_rank_deltas
-from atp_models.demo.curriculum.methods import Scorers
+from atp_models.demo.curriculum.low_rank import cut_to_rank, low_rank_deltas
+from atp_models.demo.curriculum.methods import Cut, Scorers
 from atp_models.demo.curriculum.patch_words import PatchLabels, PatchWords
 from atp_models.demo.curriculum.scorer_lessons import teach_scorers
 from atp_models.demo.curriculum.stages import (
@@ -43,8 +43,8 @@ from atp_models.training.progress import Progress
 from atp_models.training.setup import load_network
 from atp_runtime.errors import CheckFailedError
 
-RANK = 28
-"""Of the deltas: 18 MB in float16."""
+RANK = 56
+"""Of the deltas, 18 MB: that of the cut and of the LoRA behind it."""
 _BASE, _WARM = "0-untrained", "0-warmed-up"
 _PROJECTOR = "multi_modal_projector"
 
@@ -88,6 +88,9 @@ def train_demo(
             checkpoint = teach_scorers(
                 checkpoint, stage, work, dtype=_dtype(), report=report, progress=progress
             )
+        elif isinstance(stage.method, Cut):
+            rank, out = stage.method.rank, work / stage.name
+            checkpoint = cut_to_rank(base, checkpoint, out, rank=rank, report=report)
         else:
             checkpoint = _train(stage, checkpoint, work)
     reduced = low_rank_deltas(base, checkpoint, rank=RANK, report=report)

@@ -12,6 +12,7 @@ from atp_models.atp import FILE_NAME, AtpModules
 from atp_models.demo.deltas import ATTENTION, MLP, PROJECTOR, Deltas, LowRank
 from atp_models.demo.recipe import WEIGHTS
 from atp_models.pruning_config import read_pruning_config
+from atp_models.training.checkpoint_writer import copy_checkpoint, staged
 from atp_models.weight_files import map_tensors
 from atp_runtime.errors import InputError
 
@@ -73,6 +74,36 @@ def low_rank_deltas(
     modules = AtpModules.load(trained / FILE_NAME, config)
     deltas = Deltas(projector, lora, lora_scale=1.0, modules=modules)
     return Reduced(deltas, kept / total if total else 1.0)
+
+
+def cut_to_rank(
+    base: Path, trained: Path, out: Path, *, rank: int, report: Callable[[str], None]
+) -> Path:
+    """Writes `trained` with its decoder's change cut, or leaves `out` if it is there.
+
+    A last stage of LoRA behind the cut makes good what it cost, and adds no more than its own rank:
+    small late changes, which the cut takes for the least of all, are those that answers hang on.
+
+    Args:
+        base: The untrained checkpoint.
+        trained: See `low_rank_deltas`.
+        out: The directory to make.
+        rank: Of each change.
+        report: Called with a line of text.
+    """
+    if out.is_dir():
+        return out
+    before = {**map_tensors(base / WEIGHTS)}
+    update = low_rank_deltas(base, trained, rank=rank, report=report).deltas.lora
+    changed = {}
+    for (layer, projection), low in update.items():
+        block = "self_attn" if projection in ATTENTION else "mlp"
+        name = f"layers.{layer}.{block}.{projection}.weight"
+        weight = before[f"language_model.model.{name}"].float()
+        changed[f"model.language_model.{name}"] = weight + low.b @ low.a
+    with staged(out) as staging:
+        copy_checkpoint(trained, staging, changed)
+    return out
 
 
 def _projection(name: str) -> tuple[int, str]:

@@ -113,6 +113,17 @@ class Scorers:
     cross_weight: float
 
 
+@dataclass(frozen=True)
+class Cut:
+    """No training: the decoder's change cut to what the deltas hold; see `cut_to_rank`.
+
+    Attributes:
+        rank: Of each projection's change. What is trained behind it adds its own rank.
+    """
+
+    rank: int
+
+
 Method = Dense | Fit | Soft | Dropped
 
 

@@ -1,6 +1,6 @@
 """The stages of the demo's training, each on what the one before left.
 
-Most are runs of `atp-train`; others teach scorers, see `scorer_lessons`.
+Most are runs of `atp-train`; others teach scorers, see `scorer_lessons`, or cut ranks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atp_models.demo.curriculum.methods import (
+    Cut,
     Dense,
     Dropped,
     Fit,
@@ -34,7 +35,7 @@ _VALIDATION = 96  # questions: each costs a second on a CPU
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of `atp-train`, or of `teach_scorers`.
+    """One run of `atp-train`, `teach_scorers` or `cut_to_rank`.
 
     Attributes:
         name: Of the directory it makes.
@@ -50,7 +51,7 @@ class Stage:
     """
 
     name: str
-    method: Method | Scorers
+    method: Method | Scorers | Cut
     steps: int
     rows: int
     most_pictures: int = 12
@@ -67,9 +68,9 @@ class Stage:
             work: Holds the data sets and gets the result, `work / name`.
 
         Raises:
-            TypeError: The stage teaches scorers, which is no run of `atp-train`.
+            TypeError: The stage is no run of `atp-train`.
         """
-        if isinstance(self.method, Scorers):
+        if isinstance(self.method, Scorers | Cut):
             raise TypeError(f"stage {self.name} is no run of atp-train")
         how: Options = {
             "--seed": self.seed,
@@ -102,6 +103,9 @@ STAGES = (
     Stage("12-thresholds", Fit(keep=(145, 50, 30)), steps=0, rows=64),
     Stage("13-dropped", Dropped(3e-4), steps=250, rows=3, captions=False, seed=5),
     Stage("14-thresholds", Fit(keep=(140, 48, 30)), steps=0, rows=128),
+    Stage("15-cut", Cut(40), steps=0, rows=0),
+    Stage("16-dropped", Dropped(3e-4), steps=90, rows=3, captions=False, seed=6),
+    Stage("17-thresholds", Fit(keep=(140, 48, 30)), steps=0, rows=128),
 )
 
 

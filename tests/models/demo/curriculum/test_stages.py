@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from atp_models.demo.curriculum.methods import Dense, Dropped, Fit, Scorers, Soft
+from atp_models.demo.curriculum.course import RANK
+from atp_models.demo.curriculum.methods import Cut, Dense, Dropped, Fit, Scorers, Soft
 from atp_models.demo.curriculum.stages import EASY, SCENES, STAGES, Stage, write_stage_data
 from atp_models.training.cli import _data, _pruning, _training
 from atp_models.training.cli_options import train_parser
 from atp_models.training.job import TrainingJob, _check
 
-TRAINED = [stage for stage in STAGES if not isinstance(stage.method, Scorers)]
+TRAINED = [stage for stage in STAGES if not isinstance(stage.method, Scorers | Cut)]
 
 
 def job_of(stage: Stage, directory: Path) -> TrainingJob:
@@ -49,8 +50,9 @@ def test_methods_are_what_they_are_called(tmp_path: Path) -> None:
     assert job(Fit(keep=(9, 8, 7))).options.keep == (9, 8, 7)
 
 
-def test_a_stage_that_teaches_scorers_is_no_run_of_atp_train(tmp_path: Path) -> None:
-    stage = Stage("scorers", Scorers(1.0), steps=1, rows=1)
+@pytest.mark.parametrize("method", [Scorers(1.0), Cut(4)])
+def test_other_stages_are_no_runs_of_atp_train(tmp_path: Path, method: Scorers | Cut) -> None:
+    stage = Stage("other", method, steps=1, rows=1)
     with pytest.raises(TypeError, match="no run of atp-train"):
         stage.arguments(tmp_path, tmp_path, tmp_path)
 
@@ -58,6 +60,15 @@ def test_a_stage_that_teaches_scorers_is_no_run_of_atp_train(tmp_path: Path) -> 
 def test_stages_run_in_the_order_of_their_names() -> None:
     numbers = [int(stage.name.split("-")[0]) for stage in STAGES]
     assert numbers == list(range(1, len(STAGES) + 1))
+
+
+def test_the_deltas_hold_the_cut_and_all_that_is_learnt_behind_it(tmp_path: Path) -> None:
+    cut = max(at for at, stage in enumerate(STAGES) if isinstance(stage.method, Cut))
+    jobs = [job_of(stage, tmp_path) for stage in STAGES[cut + 1 :]]
+    rank = sum(job.options.lora_rank for job in jobs if job.options.mode == "lora")
+    method = STAGES[cut].method
+    assert isinstance(method, Cut)
+    assert method.rank + rank <= RANK
 
 
 def test_tokens_are_dropped_only_behind_thresholds() -> None:
