@@ -94,7 +94,8 @@ def test_written_deltas_hold_the_adapter_the_projector_and_the_modules(
     assert (how, found.lora_scale) == (training, scale)
     assert found.lora.keys() == lora.keys()
     for key, update in lora.items():
-        assert torch.equal(found.lora[key].b, update.b.half().float())
+        whole, held = (it.b @ it.a for it in (update, found.lora[key]))
+        assert float((held - whole).norm()) <= 0.02 * float(whole.norm())
 
 
 @pytest.mark.parametrize(

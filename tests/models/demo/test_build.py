@@ -12,7 +12,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from atp_models.atp import FILE_NAME as MODULES
 from atp_models.atp import AtpModules
 from atp_models.demo.build import build_checkpoint
-from atp_models.demo.deltas import Deltas, save_deltas
+from atp_models.demo.deltas import Deltas, read_deltas, save_deltas
 from atp_models.demo.recipe import CARD, DEMO, WEIGHTS, Training, read_card
 from atp_models.pruning_config import PruningConfig, read_pruning_config
 from atp_runtime.errors import AtpError, CheckFailedError, InputError, MachineError
@@ -96,7 +96,9 @@ def test_deltas_add_their_updates_to_the_decoder_and_nothing_else(
     after = load_file(build(tiny_parts, tmp_path / "trained") / WEIGHTS)
     assert after.keys() == before.keys()
     block = {"q_proj": "self_attn", "down_proj": "mlp"}
-    for (layer, projection), update in trained.lora.items():
+    held, _ = read_deltas(tiny_parts.recipe.deltas)
+    assert held.lora.keys() == trained.lora.keys()
+    for (layer, projection), update in held.lora.items():
         name = f"language_model.model.layers.{layer}.{block[projection]}.{projection}.weight"
         expected = before.pop(name).double() + 0.5 * update.b.double() @ update.a.double()
         torch.testing.assert_close(after[name].double(), expected, rtol=0, atol=1e-5)

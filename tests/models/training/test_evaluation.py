@@ -35,6 +35,7 @@ def output(right: list[bool], mean: list[float], counts: list[list[float]]) -> S
         masks=torch.zeros(len(counts), len(mean), 1),
         logits=logits,
         targets=targets,
+        images=torch.ones(len(mean), dtype=torch.int64),
     )
 
 
