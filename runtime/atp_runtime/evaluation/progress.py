@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from atp_runtime.evaluation.answer_log import AnsweredQuestion
-
-_TERMINAL_SECONDS, _LOG_SECONDS = 0.2, 30.0
+from atp_runtime.progress_line import ProgressLine
 
 
 class Progress:
@@ -32,45 +31,29 @@ class Progress:
         self._total = total
         self._earlier = self._done = len(before)
         self._scores = [it.score for it in before if it.score is not None]
-        self._stream = stream
         self._clock = clock
         self._began = clock()
-        self._terminal = stream is not None and stream.isatty()
-        self._told = self._began
-        self._width = 0
+        self._line = ProgressLine(stream, self._began)
 
     def answered(self, it: AnsweredQuestion) -> None:
         """Counts an answer."""
         self._done += 1
         self._scores += [] if it.score is None else [it.score]
-        pause = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
         now = self._clock()
-        if now - self._told >= pause or self._done == self._total:
-            self._told = now
-            self._tell(self._line(now))
+        if self._line.is_due(now, last=self._done == self._total):
+            self._line.tell(self._text(now))
 
     def end(self) -> None:
         """Leaves the line."""
-        if self._terminal and self._width and self._stream:
-            print(file=self._stream, flush=True)
-            self._width = 0
+        self._line.end()
 
-    def _line(self, now: float) -> str:
+    def _text(self, now: float) -> str:
         rate = (self._done - self._earlier) / max(now - self._began, 1e-9)
         parts = [f"{self._done}/{self._total}"]
         if self._scores:
             parts.append(f"score {100 * sum(self._scores) / len(self._scores):.1f} %")
         left = (self._total - self._done) / rate
         return ", ".join([*parts, f"{rate:.2f} questions/s", f"{duration(left)} left"])
-
-    def _tell(self, line: str) -> None:
-        if self._stream is None:
-            return
-        if self._terminal:
-            print(f"\r{line:<{self._width}}", end="", file=self._stream, flush=True)
-            self._width = len(line)
-        else:
-            print(line, file=self._stream, flush=True)
 
 
 def progress_stream(*, quiet: bool) -> TextIO | None:
