@@ -23,10 +23,11 @@ class Choice:
         layers: Their names.
         precision: "int8" or "int4".
         alpha: How far outliers move from activations to weights (0 to 1); None for not at all.
-        method: What found the threshold; None without one.
+        method: What found the threshold; for INT4 "gptq", or None for rounding to the nearest.
         threshold: The magnitude that the largest INT8 value of the input stands for; None where
             the input is not quantised.
-        errors: Of each layer's output on the samples, as a share of its norm, by name.
+        errors: Of each layer's output on the samples, as a share of its norm, by name. With
+            "gptq", on tokens that it did not learn from.
     """
 
     stage: str

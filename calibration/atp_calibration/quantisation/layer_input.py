@@ -11,7 +11,7 @@ from atp_calibration.quantisation.histogram import Histogram
 
 EXTREMES = 8
 """Tokens that are remembered for their magnitudes: single ones may hold all outliers."""
-_MOST, _LEAST = 256, 32
+_MOST, _LEAST = 1024, 32
 _MEMORY = 384 << 20  # bytes
 
 Float32 = npt.NDArray[np.float32]

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from atp_calibration.quantisation.choice import Choice, migration_scale
 from atp_calibration.quantisation.groups import Group
+from atp_calibration.quantisation.int4 import Int4Rounding
 from atp_calibration.quantisation.layer_input import LayerInput
-from atp_calibration.quantisation.search import token_importance, weight_rows
+from atp_calibration.quantisation.search import weight_rows
 
 Float32 = npt.NDArray[np.float32]
 
@@ -72,7 +73,8 @@ class Migration:
             changed /= self.columns[name]
         return changed
 
-    def importance(self, name: str) -> npt.NDArray[np.float64]:
-        """What an error of each input of a layer costs, float64 [in]."""
+    def int4_rounding(self, name: str, block: int) -> Int4Rounding:
+        """Rounds the weight of a layer, as it is behind the migration."""
         seen = self.inputs[name]
-        return token_importance(seen, self.rows.get(name, np.ones(seen.channels, np.float32)))
+        scale = self.rows.get(name, np.ones(seen.channels, np.float32))
+        return Int4Rounding(seen, scale, block)

@@ -36,11 +36,13 @@ class Form:
         precision: Of its weight: "int8" or "int4".
         threshold: Of its input, see `Choice`; None leaves that as it is.
         block_size: Inputs that share a scale in INT4.
+        feedback: Whether INT4 is rounded with error feedback.
     """
 
     precision: str
     threshold: float | None
     block_size: int = 0
+    feedback: bool = False
 
 
 Tensors = Callable[[str], ir.TensorProtocol]

@@ -90,7 +90,7 @@ def _difference(row: StreamRow) -> float:
 
 def _layers(report: QuantisationReport) -> str:
     shown = report.layers[:_SHOWN]
-    head = ["layer", "error", "quantised", "alpha", "range by", "threshold", "largest"]
+    head = ["layer", "error", "quantised", "alpha", "by", "threshold", "largest"]
     cells = [
         [
             f"`{row.name}`",

@@ -11,12 +11,9 @@ import numpy.typing as npt
 from atp_calibration.quantisation.choice import INT8, Choice, migration_scale
 from atp_calibration.quantisation.groups import Group
 from atp_calibration.quantisation.histogram import Histogram
+from atp_calibration.quantisation.int4 import GPTQ, Int4Rounding
 from atp_calibration.quantisation.layer_input import LayerInput
-from atp_calibration.quantisation.stored_weights import (
-    dequantise_blocks,
-    quantise_blocks,
-    quantise_weight,
-)
+from atp_calibration.quantisation.stored_weights import dequantise_blocks, quantise_weight
 from atp_calibration.quantisation.thresholds import LEVELS, METHODS, find_thresholds
 
 AUTO = "auto"
@@ -60,12 +57,14 @@ def search(
         options: What is searched for.
     """
     wide = [weight.astype(np.float32) for weight in weights]
-    trial = _Trial.of(seen, wide)
+    trial = _Trial.of(*seen.tokens(), wide)
     alphas = _alphas(group, options.precision)
     candidates = (
         candidate for alpha in alphas for candidate in _candidates(alpha, seen, trial, options)
     )
     best = min(candidates, key=lambda it: sum(it.errors))
+    if options.precision != INT8:
+        best = _with_feedback(best, seen, wide, options)
     errors = {name: float(e) for name, e in zip(group.layers, best.errors, strict=True)}
     return Choice(
         stage, group.layers, options.precision, best.alpha, best.method, best.threshold, errors
@@ -76,14 +75,6 @@ def weight_rows(weights: Sequence[npt.NDArray[np.floating]]) -> Float32:
     """The largest magnitude per input channel, over all these weights: float32 [in]."""
     rows: Float32 = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
     return rows.astype(np.float32)
-
-
-def token_importance(seen: LayerInput, scale: Float32) -> npt.NDArray[np.float64]:
-    """Mean square of each channel behind the migration: float64 [in]."""
-    rows, counts = seen.tokens()
-    squares = np.square((rows / scale).astype(np.float64))
-    importance: npt.NDArray[np.float64] = counts @ squares / counts.sum()
-    return importance
 
 
 @dataclass(frozen=True)
@@ -105,8 +96,9 @@ class _Trial:
     powers: Sequence[float]
 
     @classmethod
-    def of(cls, seen: LayerInput, weights: Sequence[Float32]) -> _Trial:
-        rows, counts = seen.tokens()
+    def of(
+        cls, rows: Float32, counts: npt.NDArray[np.float64], weights: Sequence[Float32]
+    ) -> _Trial:
         outputs = [rows @ weight for weight in weights]
         return cls(rows, counts, weights, outputs, [_power(it, counts) for it in outputs])
 
@@ -136,15 +128,37 @@ def _candidates(
     rows = trial.rows / scale
     scaled = [weight * scale[:, None] for weight in trial.weights]
     if options.precision != INT8:
-        importance = token_importance(seen, scale)
-        stored = [quantise_blocks(it, options.block_size, importance) for it in scaled]
-        restored = [dequantise_blocks(values, scales) for values, scales in stored]
+        rounding = Int4Rounding(seen, scale, options.block_size)
+        restored = [dequantise_blocks(*rounding.round(it)) for it in scaled]
         yield _Candidate(alpha, None, None, trial.errors(rows, restored))
         return
     restored = [values * scales for values, scales in map(quantise_weight, scaled)]
     for method, threshold in _thresholds(alpha, seen, rows, scale, options.ranges).items():
         errors = trial.errors(round_to_int8(rows, threshold), restored)
         yield _Candidate(alpha, method, threshold, errors)
+
+
+def _with_feedback(
+    plain: _Candidate, seen: LayerInput, weights: Sequence[Float32], options: SearchOptions
+) -> _Candidate:
+    """The better of a candidate with and without error feedback, on tokens it did not see."""
+    scale = migration_scale(options.precision, plain.alpha, seen, weight_rows(weights))
+    rounding = Int4Rounding(seen, scale, options.block_size)
+    apart = rounding.measured
+    if not apart.any():
+        return plain
+    scaled = [weight * scale[:, None] for weight in weights]
+    rows = rounding.rows[apart]
+    trial = _Trial.of(rows, rounding.counts[apart], scaled)
+    errors = {
+        method: trial.errors(
+            rows,
+            [dequantise_blocks(*rounding.round(it, feedback=bool(method))) for it in scaled],
+        )
+        for method in (None, GPTQ)
+    }
+    best = min(errors, key=lambda method: sum(errors[method]))
+    return _Candidate(plain.alpha, best, None, errors[best])
 
 
 def round_to_int8(rows: Float32, threshold: float) -> Float32:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from atp_calibration.quantisation.choice import INT4, Choice
 from atp_calibration.quantisation.groups import Group, find_groups
+from atp_calibration.quantisation.int4 import GPTQ
 from atp_calibration.quantisation.layer_input import LayerInput
 from atp_calibration.quantisation.migration import Migration
 from atp_calibration.quantisation.qdq import Form
@@ -120,7 +121,8 @@ class StageLayers:
             block = block_size if choice.precision == INT4 else 0
             for name in group.layers:
                 if name not in high_precision:
-                    forms[name] = Form(choice.precision, choice.threshold, block)
+                    feedback = choice.method == GPTQ
+                    forms[name] = Form(choice.precision, choice.threshold, block, feedback)
         return forms, migration
 
 

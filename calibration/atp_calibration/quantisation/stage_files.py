@@ -20,7 +20,7 @@ from atp_calibration.derived_bundle import DerivedBundle
 from atp_calibration.quantisation.choice import INT4
 from atp_calibration.quantisation.migration import Migration
 from atp_calibration.quantisation.qdq import Form, insert_pairs
-from atp_calibration.quantisation.stored_weights import pack, quantise_blocks, quantise_weight
+from atp_calibration.quantisation.stored_weights import pack, quantise_weight
 from atp_calibration.quantisation.tensor_files import mapped
 from atp_runtime.manifest import Stage
 
@@ -128,7 +128,8 @@ def _numbers(
     weight = migration.applied(name, mapped(tensor))
     kind = tensor.dtype.numpy()
     if form.precision == INT4:
-        values, scales = quantise_blocks(weight, form.block_size, migration.importance(name))
+        rounding = migration.int4_rounding(name, form.block_size)
+        values, scales = rounding.round(weight, feedback=form.feedback)
         return pack(values), scales.astype(kind)
     values, scales = quantise_weight(weight)
     return values, scales.astype(kind)

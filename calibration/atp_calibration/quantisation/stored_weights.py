@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 LARGEST_INT8 = 127
-LARGEST_INT4 = 7
+LARGEST_INT4, SMALLEST_INT4 = 7, -8
 _TINY = 1e-30
 """Below this a step is no normal number, and what has such steps is nothing."""
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
@@ -82,5 +82,5 @@ def pack(values: Int8) -> npt.NDArray[np.uint8]:
 
 
 def _round(blocks: Float32, scale: Float32) -> Float32:
-    steps: Float32 = np.clip(np.rint(blocks / scale[:, None]), -LARGEST_INT4 - 1, LARGEST_INT4)
+    steps: Float32 = np.clip(np.rint(blocks / scale[:, None]), SMALLEST_INT4, LARGEST_INT4)
     return steps

@@ -101,6 +101,7 @@ def _training(options: argparse.Namespace, arguments: dict[str, Any]) -> Trainin
         mode=options.mode,
         dense=options.dense,
         freeze_modules=options.freeze_modules,
+        unpruned=options.unpruned,
         fit_thresholds=options.fit_thresholds,
         samples=options.samples,
         keep=options.keep,

@@ -53,6 +53,14 @@ def _add_modes(group: Any) -> None:
         "does: the rest of the decoder learns to answer from what is left, several times faster",
     )
     group.add_argument(
+        "--unpruned",
+        type=_share,
+        default=defaults.unpruned,
+        metavar="X",
+        help="for --freeze-modules: share of the batches that keep all tokens, for a checkpoint "
+        "that answers with and without pruning (default: %(default)s)",
+    )
+    group.add_argument(
         "--fit-thresholds",
         action="store_true",
         help="no gradients: fit the thresholds to the token target on --samples records",

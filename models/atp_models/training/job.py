@@ -125,6 +125,7 @@ def _train(
         validation=datasets.validation,
         collator=datasets.collator,
         visual_tokens_stride=job.data.visual_tokens_stride,
+        unpruned=job.options.unpruned,
     )
     trainer.add_callback(ProgressLines(progress))
     with _memory_explained():
@@ -163,6 +164,9 @@ def _check(job: TrainingJob) -> None:
         "--dense has no modules to freeze": options.dense and frozen,
         "--freeze-modules leaves the decoder to learn, so --mode must be lora or full": (
             frozen and options.mode not in ("lora", "full")
+        ),
+        "--unpruned is for --freeze-modules, so it needs that": (
+            options.unpruned > 0 and not frozen
         ),
         "--fit-thresholds changes modules only, so it takes no other --mode": fits and not alone,
         "--fit-thresholds looks at each prompt by itself, so no --pack": fits and data.pack > 1,

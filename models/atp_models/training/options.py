@@ -79,6 +79,8 @@ class TrainingOptions:
         freeze_modules: They stay as they are, and so does what they read: projector, the layers
             before the first point, queries and keys of the layer before each. Tokens are dropped
             as at inference; what learns is the rest of what `mode` says.
+        unpruned: Share of the batches of `freeze_modules` from which no token is dropped, so that
+            the decoder also goes on learning to answer from all of them.
         fit_thresholds: No gradients; see `atp_models.training.threshold_fit`.
         samples: For `fit_thresholds`.
         keep: Likewise: tokens to keep at each point; None plans a fall by equal factors.
@@ -98,6 +100,7 @@ class TrainingOptions:
     mode: str = "modules"
     dense: bool = False
     freeze_modules: bool = False
+    unpruned: float = 0.0
     fit_thresholds: bool = False
     samples: int = 128
     keep: tuple[int, ...] | None = None

@@ -42,6 +42,7 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
         validation: What is evaluated; None evaluates nothing.
         collator: For both.
         visual_tokens_stride: See `DataOptions`.
+        unpruned: See `TrainingOptions`.
 
     Attributes:
         pruning: What is trained for; None without pruning.
@@ -63,10 +64,12 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
         validation: ConversationDataset | None,
         collator: Collator,
         visual_tokens_stride: tuple[int, ...] = (1,),
+        unpruned: float = 0.0,
     ) -> None:
         self._parts = parts
         self._decoder = decoder
         self._strides = visual_tokens_stride
+        self._unpruned = unpruned
         self.pruning = None if decoder.atp is None else decoder.atp.config
         self._noted: list[Tensor] = []
         self._last_temperature = math.inf
@@ -102,8 +105,10 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
         if self._strides != (1,):
             batch = thin_batch(batch, self._decoder.grid, *self._grids(inputs["numbers"]))
         self._last_temperature = self.temperature()
-        output: SoftOutput = model(batch, self._last_temperature)
-        self._note(output)
+        prune = not self._keeps_all(inputs["numbers"])
+        output: SoftOutput = model(batch, self._last_temperature, prune=prune)
+        if prune:
+            self._note(output)
         loss = output.loss
         if num_items_in_batch is not None:
             learnt = len(output.targets) * self.accelerator.num_processes / num_items_in_batch
@@ -208,6 +213,18 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
         parts += list(output.counts.sum(1) / images)
         self._noted.append(torch.stack([part.detach().float() for part in parts]))
 
+    def _keeps_all(self, numbers: Tensor) -> bool:
+        """Whether this batch is one of those from which no token is dropped; drawn each step."""
+        if not self._unpruned:
+            return False
+        generator = self._generator(int(numbers[0]))
+        return bool(torch.rand(1, generator=generator) < self._unpruned)
+
+    def _generator(self, number: int) -> torch.Generator:
+        """Of what is drawn anew each step for a row."""
+        seed = hash((self.args.seed, self.state.global_step, number)) % 2**63
+        return torch.Generator().manual_seed(seed)
+
     def _grids(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Stride of each row's grid, int64 [batch], and where it begins, int64 [batch, 2].
 
@@ -215,9 +232,7 @@ class AtpTrainer(Trainer):  # type: ignore[misc]
         """
         strides, offsets = [], []
         for number in numbers.tolist():
-            generator = torch.Generator().manual_seed(
-                hash((self.args.seed, self.state.global_step, number)) % 2**63
-            )
+            generator = self._generator(number)
             drawn = int(torch.randint(len(self._strides), (1,), generator=generator))
             strides.append(self._strides[drawn])
             offsets.append(torch.randint(strides[-1], (2,), generator=generator))

@@ -70,7 +70,22 @@ def test_the_best_range_is_as_good_as_any_one(
 def test_int4_leaves_activations_alone(outlying: LayerInput, weights: list[np.ndarray]) -> None:
     choice = search("s", FOLDED, outlying, weights, SearchOptions("int4"))
     assert choice.threshold is None
-    assert choice.method is None
+
+
+def test_int4_feeds_errors_back_where_inputs_go_together(weights: list[np.ndarray]) -> None:
+    generator = np.random.default_rng(3)
+    together = generator.normal(size=(300, 8)) @ generator.normal(size=(8, CHANNELS))
+    options = SearchOptions("int4", block_size=16)
+    fed_back = search("s", UNFOLDED, entered(together.astype(np.float32)), weights, options)
+    assert fed_back.method == "gptq"
+
+
+def test_int4_rounds_to_the_nearest_where_no_token_is_left_to_measure(
+    weights: list[np.ndarray],
+) -> None:
+    rows = np.random.default_rng(3).normal(size=(2, CHANNELS)).astype(np.float32)
+    options = SearchOptions("int4", block_size=16)
+    assert search("s", UNFOLDED, entered(rows), weights, options).method is None
 
 
 def test_smaller_blocks_are_more_exact(outlying: LayerInput, weights: list[np.ndarray]) -> None:

@@ -89,14 +89,17 @@ class Dropped:
 
     Attributes:
         learning_rate: See `Dense`.
+        unpruned: Share of the rows from which nothing is dropped.
     """
 
     learning_rate: float
+    unpruned: float = 0.0
 
     def options(self, steps: int, rows: int) -> Options:
         """Options for `rows` rows in each of `steps` steps."""
         return {
             "--freeze-modules": True,
+            "--unpruned": self.unpruned,
             **_learning(self.learning_rate, steps, (1,)),
             **_one_by_one(rows, pack=_FEW),
         }
