@@ -190,6 +190,34 @@ def test_frozen_modules_stay_while_the_decoder_learns_from_what_they_keep(
     assert all(float(count * 8).is_integer() for count in kept), "tokens are dropped, not faded"
 
 
+def test_a_share_of_the_batches_behind_frozen_modules_keeps_all_tokens(
+    make_checkpoint: MakeCheckpoint, data: Path, tmp_path: Path
+) -> None:
+    fitted = job_of(make_checkpoint(), data, tmp_path / "fitted", fit_thresholds=True, samples=4)
+    run_job(fitted, Notes())
+
+    def kept(unpruned: float) -> list[float]:
+        job = job_of(
+            tmp_path / "fitted",
+            data,
+            tmp_path / f"out-{unpruned}",
+            mode="lora",
+            freeze_modules=True,
+            unpruned=unpruned,
+            batch_size=1,
+            accumulate=4,
+            max_steps=12,
+        )
+        history = run_job(job, Notes()).report["history"]
+        return [line["kept_0"] for line in history if "kept_0" in line]
+
+    all_pruned, half = kept(0.0), kept(0.5)
+    assert all(count < 36 for count in [*all_pruned, *half]), "told of the pruned batches only"
+    # A mean of four batches is a quarter's multiple; of two or three it need not be.
+    assert all(float(count * 4).is_integer() for count in all_pruned)
+    assert not all(float(count * 4).is_integer() for count in half)
+
+
 @pytest.mark.slow
 def test_modules_learn_to_keep_the_target(
     make_checkpoint: MakeCheckpoint, data: Path, tmp_path: Path
@@ -387,6 +415,7 @@ def test_a_configuration_of_the_checkpoint_goes_on_and_its_modules_too(
         ({}, {"freeze_modules": True, "mode": "projector"}, "must be lora or full"),
         ({}, {"freeze_modules": True, "dense": True, "mode": "lora"}, "no modules to freeze"),
         ({}, {"freeze_modules": True, "mode": "lora"}, "has no ATP modules"),
+        ({}, {"unpruned": 0.5, "mode": "lora"}, "--unpruned is for --freeze-modules"),
         ({"visual_tokens_stride": (2,)}, {"fit_thresholds": True}, "no --visual-tokens-stride"),
         ({}, {"fit_thresholds": True, "mode": "full"}, "--fit-thresholds"),
         ({}, {"fit_thresholds": True, "dense": True, "mode": "lora"}, "no thresholds"),
