@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,14 @@ class Prefill:
         chunk: The others, which were run.
         result: What running them gave.
         state: The decoder's, behind them.
+        embedding_seconds: What embedding their ids and splicing in the features took.
     """
 
     reused: int
     chunk: Chunk
     result: PrefillResult
     state: DecoderState
+    embedding_seconds: float
 
 
 class Context:
@@ -82,6 +85,11 @@ class Context:
         """Begins another conversation, with the caches as far as no rule has had a say in them."""
         self._begun = False
         self._decoder.rewind(self._history.cut(self._history.unpruned()))
+
+    def forget(self) -> None:
+        """Begins another conversation with empty caches."""
+        self._begun = False
+        self._decoder.rewind(self._history.cut(0))
 
     def check_fits(self, ids: Sequence[int]) -> None:
         """Makes sure that the model has positions for a prompt.
@@ -133,12 +141,14 @@ class Context:
         chunk = Chunk.from_ids(new, self._vision, first_image)
         features = [image.values for image in images[first_image:]]
         stacked = np.stack(features) if features else np.empty((0, 0, self._text.hidden))
+        began = perf_counter()
         hidden = self._embedding.splice(new, stacked, placeholder)
+        embedding_seconds = perf_counter() - began
         self._decoder.grow(self._capacity(len(ids) + max_new_tokens))
         result = self._decoder.prefill(hidden, chunk, select)
         self._history.prefilled(keys[reused:], self._decoder.state, whole=whole)
         self._begun = True
-        return Prefill(reused, chunk, result, self._decoder.state)
+        return Prefill(reused, chunk, result, self._decoder.state, embedding_seconds)
 
     def has_room(self) -> bool:
         """Whether one more token fits the model's positions and what its stages can take."""

@@ -71,7 +71,7 @@ class SegmentedDecoder:
         manifest = bundle.manifest
         self._text = manifest.text
         self._backend = backend
-        self._dtype = manifest.heads[0].inputs[0].dtype
+        self._dtype = manifest.hidden_dtype
         with ExitStack() as loaded:
             segments = []
             for number, stage in enumerate(manifest.segments):

@@ -24,6 +24,8 @@ class GenerationOptions:
         max_new_tokens: The answer ends after so many tokens.
         sampling: How a token is picked.
         stop: Strings that end the answer; they are not part of it.
+        ignore_end: Whether the answer goes on behind an end-of-sequence token, so that its length
+            is known before.
 
     Raises:
         InputError: `max_new_tokens` is below 1, or a stop string is empty.
@@ -32,6 +34,7 @@ class GenerationOptions:
     max_new_tokens: int = 256
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     stop: tuple[str, ...] = ()
+    ignore_end: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -99,7 +102,7 @@ def generate(
         token = sampler.pick(logits)
         ids.append(token)
         seconds.append(time.perf_counter())
-        if token in tokenizer.eos_token_ids:
+        if token in tokenizer.eos_token_ids and not options.ignore_end:
             reason = "eos"
             break
         output.push(token)

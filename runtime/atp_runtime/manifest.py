@@ -273,6 +273,11 @@ class Manifest:
         """The LM head, or its parts in the order of the vocabulary."""
         return tuple(stage for stage in self.stages if stage.kind == "head")
 
+    @property
+    def hidden_dtype(self) -> str:
+        """Of hidden states and of the caches."""
+        return self.heads[0].inputs[0].dtype
+
 
 def _in_dialect(stage: Stage, held: str, wanted: str) -> Stage:
     graphs = {held: stage.graph, **stage.other_graphs}

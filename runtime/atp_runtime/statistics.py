@@ -12,7 +12,6 @@ from atp_runtime.backends.base import item_size
 from atp_runtime.context import Prefill
 from atp_runtime.decoder_results import PointResult, StageCall
 from atp_runtime.manifest import Manifest, Stage, TextModel
-from atp_runtime.tensor_names import cache_names
 
 _LINUX_STATUS = Path("/proc/self/status")
 
@@ -189,7 +188,13 @@ def decode_bytes(manifest: Manifest, lengths: Sequence[int], steps: int) -> int:
     weights = sum(manifest.files[name].bytes for name in files)
     past = (steps * length + steps * (steps - 1) // 2 for length in lengths)
     rows = zip(manifest.segments, past, strict=True)
-    return steps * weights + sum(_position_bytes(manifest, stage) * count for stage, count in rows)
+    return steps * weights + sum(cached_bytes(manifest, stage) * count for stage, count in rows)
+
+
+def cached_bytes(manifest: Manifest, stage: Stage) -> int:
+    """Bytes of one position's keys and values in all layers of a segment."""
+    values = 2 * manifest.text.kv_heads * manifest.text.head_dim
+    return _depth(stage) * values * item_size(manifest.hidden_dtype)
 
 
 def peak_memory_bytes() -> int:
@@ -230,11 +235,3 @@ def _gflops(manifest: Manifest, calls: Iterable[StageCall]) -> float:
 
 def _depth(stage: Stage) -> int:
     return stage.layers[1] - stage.layers[0]
-
-
-def _position_bytes(manifest: Manifest, stage: Stage) -> int:
-    """Of one position's keys and values in all layers of a segment."""
-    past_key = cache_names(stage.layers[0])[0]
-    dtype = next(spec.dtype for spec in stage.inputs if spec.name == past_key)
-    values = 2 * manifest.text.kv_heads * manifest.text.head_dim
-    return _depth(stage) * values * item_size(dtype)

@@ -210,6 +210,17 @@ def test_next_conversation_finds_what_a_fresh_context_would_whatever_the_rules(
     np.testing.assert_allclose(found.result.logits, fresh.result.logits, atol=1e-5)
 
 
+def test_nothing_is_reused_behind_what_is_forgotten(loaded: Loaded) -> None:
+    context, ids = loaded.context(), [1, *PHOTO, *TEXT]
+    first = context.prefill(ids, loaded.images[:1], DENSE, max_new_tokens=4)
+    context.forget()
+    again = context.prefill(ids, loaded.images[:1], DENSE, max_new_tokens=4)
+    assert again.reused == 0
+    assert again.state == first.state
+    np.testing.assert_allclose(again.result.logits, first.result.logits, atol=1e-5)
+    assert again.embedding_seconds > 0
+
+
 def test_conversation_that_prunes_goes_on_after_one_that_did_not(loaded: Loaded) -> None:
     context, ids = loaded.context(), [1, *PHOTO, *TEXT]
     context.prefill(ids, loaded.images[:1], DENSE, max_new_tokens=4)

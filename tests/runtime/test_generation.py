@@ -96,6 +96,14 @@ def test_answer_is_whole_when_it_ends_exactly_at_max_new_tokens() -> None:
     assert (generated.text, generated.finish_reason) == ("yes", "eos")
 
 
+def test_answer_goes_on_behind_its_end_when_that_is_to_be_ignored() -> None:
+    script = Script([*ids_of("a"), END, *ids_of("bc"), END])
+    options = GenerationOptions(4, ignore_end=True)
+    generated = generate(script.first(), script, TOKENIZER, options)
+    assert generated.finish_reason == "length"
+    assert generated.ids == (*ids_of("a"), END, *ids_of("bc"))
+
+
 def test_last_token_is_told_but_not_run_when_the_positions_are_used_up() -> None:
     generated, script = say("yes", room=1)
     assert (generated.text, generated.finish_reason) == ("ye", "context")

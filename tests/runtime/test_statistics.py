@@ -153,7 +153,7 @@ def a_prefill(manifest: Manifest, points: tuple[PointResult, ...], visual: int) 
     calls.append(StageCall("head", 1, 0, 100.0))
     logits = np.zeros(manifest.text.vocabulary, dtype=np.float32)
     result = PrefillResult(logits, points, tuple(calls))
-    return Prefill(7, chunk, result, DecoderState(27, (20, 9, 8, 7)))
+    return Prefill(7, chunk, result, DecoderState(27, (20, 9, 8, 7)), 0.0)
 
 
 def test_turn_is_told_in_the_words_of_the_question_it_answers(manifest: Manifest) -> None:

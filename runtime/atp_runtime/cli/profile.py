@@ -1,4 +1,4 @@
-"""`atp-profile`: how long the stages of a bundle take on this machine.
+"""`atp-profile`: where the time of a bundle's answers goes on this machine.
 
 NumPy and the backend are imported when the work begins, so that `--help` is instant.
 """
@@ -13,16 +13,27 @@ from pathlib import Path
 from atp_runtime.cli.backend_options import add_backend_options
 from atp_runtime.cli.command import CommandParser, add_output_options, run_command, wants_json
 
+_PROMPT = "What is in this picture?"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `atp-profile`; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> int:
-        options = _parser().parse_args(words)
-        from atp_runtime.cli.profile_work import profile  # noqa: PLC0415 - see above
+        if words[:1] == ["compare"]:
+            options = _compare_parser().parse_args(words[1:])
+            from atp_runtime.cli.profile_compare import compare  # noqa: PLC0415 - see above
 
-        return profile(options)
+            return compare(options)
+        options = _parser().parse_args(words)
+        if options.image or options.prompt or options.data:
+            from atp_runtime.cli.profile_answers import profile_answers  # noqa: PLC0415
+
+            return profile_answers(options)
+        from atp_runtime.cli.profile_table import profile_table  # noqa: PLC0415
+
+        return profile_table(options)
 
     return run_command(
         "atp-profile",
@@ -35,13 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="atp-profile",
-        description="Measure what each stage of a bundle takes on this machine, for sequences of "
-        "several lengths, and write the table that atp-run --deadline and atp-calibrate "
+        description="Measure where the time of answers goes, with and without pruning, by turns "
+        "(--image, --prompt or --data); or, without a question, what each stage takes for "
+        "sequences of several lengths: the table that atp-run --deadline and atp-calibrate "
         "--latency-table use.",
-        epilog="Exit codes: 0 done, 2 wrong input, 3 the machine lacks something, 130 interrupted.",
+        epilog="further command: atp-profile compare A B (with --help). Exit codes: 0 done, 2 "
+        "wrong input, 3 the machine lacks something, 130 interrupted.",
     )
     parser.add_argument("bundle", type=Path, help="the directory that atp-export wrote")
-    parser.add_argument(
+    _add_answers(parser.add_argument_group("answers"))
+    parser.add_argument_group("table").add_argument(
         "--tokens",
         type=_counts,
         metavar="36,72,144",
@@ -49,15 +63,72 @@ def _parser() -> argparse.ArgumentParser:
         "sixteenth of it)",
     )
     parser.add_argument(
-        "--runs", type=int, default=20, metavar="N", help="of each length (default: %(default)s)"
+        "--runs", type=int, default=30, metavar="N", help="that count (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=5, metavar="N", help="runs before (default: %(default)s)"
     )
     parser.add_argument(
         "--output",
         type=Path,
-        metavar="FILE",
-        help="the table (default: BUNDLE/latency/, under this machine's name, where atp-run looks)",
+        metavar="PATH",
+        help="of answers, the directory for profile.json, profile.csv and report.html (default: "
+        "profile-BUNDLE); of a table, its file (default: in BUNDLE/latency/, where atp-run looks)",
     )
     add_backend_options(parser)
+    add_output_options(parser)
+    return parser
+
+
+def _add_answers(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PHOTO",
+        help="what is asked about; may be given several times",
+    )
+    group.add_argument("--prompt", metavar="TEXT", help=f"what is asked (default: {_PROMPT!r})")
+    group.add_argument(
+        "--data",
+        type=Path,
+        metavar="DATA",
+        help="ask questions of any data that atp-eval reads, by turns",
+    )
+    group.add_argument(
+        "--samples",
+        type=int,
+        default=30,
+        metavar="N",
+        help="of --data, drawn at random (default: %(default)s)",
+    )
+    group.add_argument(
+        "--new-tokens",
+        type=int,
+        default=32,
+        metavar="N",
+        help="of each answer; an earlier end is passed over (default: %(default)s)",
+    )
+    group.set_defaults(usual_prompt=_PROMPT)
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="atp-profile compare",
+        description="Show what changed from one profile to another, beside the noise of their "
+        "runs.",
+        epilog="Exit codes: 0 done, 1 answers are slower by more than --threshold, 2 wrong input.",
+    )
+    parser.add_argument("before", type=Path, help="profile.json, or the directory it is in")
+    parser.add_argument("after", type=Path, help="likewise")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=5.0,
+        metavar="PERCENT",
+        help="by which a median may rise (default: %(default)s)",
+    )
     add_output_options(parser)
     return parser
 

@@ -34,7 +34,6 @@ from atp_runtime.selection import FloatArray, Selection, VisualTokens
 from atp_runtime.session import Session
 
 _TEXT_TOKENS = 32  # of a short question with its template
-_WARM_UP = 2
 
 Told = Callable[[int, int], None]
 """Told the rounds that are done and the rounds there will be."""
@@ -64,6 +63,7 @@ def measure(
     setting: Setting,
     tokens: Sequence[int],
     runs: int,
+    warm_up: int,
     told: Told,
 ) -> LatencyTable:
     """Measures a table; the session is of no use for anything else meanwhile.
@@ -76,20 +76,22 @@ def measure(
         setting: What the table is for.
         tokens: Lengths of the sequences, rising.
         runs: Of each length.
+        warm_up: Before them.
         told: How far it is.
 
     Raises:
-        InputError: A length is not from 1 to the model's positions, or `runs` is below 1.
+        InputError: A length is not from 1 to the model's positions, or a number of runs
+            is too low.
     """
-    _check(session.model, tokens, runs)
+    _check(session.model, tokens, runs, warm_up)
     sweep = _Sweep(session.model, EmbeddingTable.open(bundle))
-    for number in range(_WARM_UP):
+    for number in range(warm_up):
         sweep.time_all(tokens, _Seconds())
-        told(number + 1, _WARM_UP + runs)
+        told(number + 1, warm_up + runs)
     seconds = _Seconds()
     for number in range(runs):
         sweep.time_all(tokens, seconds)
-        told(_WARM_UP + number + 1, _WARM_UP + runs)
+        told(warm_up + number + 1, warm_up + runs)
     manifest = session.model.manifest
     return LatencyTable(
         format=FORMAT,
@@ -174,7 +176,7 @@ def _timings(seconds: Mapping[int, Sequence[float]]) -> tuple[Timing, ...]:
     )
 
 
-def _check(model: Model, tokens: Sequence[int], runs: int) -> None:
+def _check(model: Model, tokens: Sequence[int], runs: int, warm_up: int) -> None:
     longest = model.manifest.text.max_positions
     rising = list(tokens) == sorted(set(tokens))
     if not tokens or not rising or tokens[0] < 1 or tokens[-1] > longest:
@@ -183,5 +185,7 @@ def _check(model: Model, tokens: Sequence[int], runs: int) -> None:
             why=f"they must rise, from 1 to the model's {longest} positions.",
             fix="give some, such as --tokens 36,72,144,288,576, or leave the option away.",
         )
-    if runs < 1:
-        raise InputError(f"{runs} runs", why="there is no median of none.", fix="choose more.")
+    if runs < 1 or warm_up < 0:
+        raise InputError(
+            f"{runs} runs behind {warm_up}", why="there is no median of none.", fix="choose more."
+        )

@@ -21,7 +21,7 @@ def measured(answering: Path) -> Measure:
     def run(tokens: tuple[int, ...], runs: int = 2) -> LatencyTable:
         bundle = Bundle.open(answering)
         with Session(bundle, open_backend(threads=1)) as session:
-            return measure(session, bundle, HERE, tokens, runs, lambda _done, _rounds: None)
+            return measure(session, bundle, HERE, tokens, runs, 1, lambda _done, _rounds: None)
 
     return run
 
@@ -46,7 +46,7 @@ def test_a_whole_prefill_takes_as_long_as_its_parts(measured: Measure) -> None:
 def test_the_rounds_are_told(answering: Path) -> None:
     bundle, told = Bundle.open(answering), []
     with Session(bundle, open_backend(threads=1)) as session:
-        measure(session, bundle, HERE, (8,), 3, lambda *now: told.append(now))
+        measure(session, bundle, HERE, (8,), 3, 2, lambda *now: told.append(now))
     assert told == [(done, 5) for done in range(1, 6)]  # two to warm up
 
 

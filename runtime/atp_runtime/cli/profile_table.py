@@ -1,4 +1,4 @@
-"""What `atp-profile` does with its options."""
+"""What `atp-profile` does without a question: it measures a latency table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from atp_runtime.schema import to_json
 from atp_runtime.session import Session
 
 
-def profile(options: argparse.Namespace) -> int:
+def profile_table(options: argparse.Namespace) -> int:
     """Measures and writes the table; returns the exit code."""
     setting = this_setting(options.backend, options.threads)
     bundle = Bundle.open(options.bundle)
@@ -36,7 +36,7 @@ def profile(options: argparse.Namespace) -> int:
     with Session(bundle, backend) as session:
         tokens = options.tokens or default_tokens(session.model)
         told = _quiet if options.quiet else _progress()
-        table = measure(session, bundle, setting, tokens, options.runs, told)
+        table = measure(session, bundle, setting, tokens, options.runs, options.warmup, told)
     write_table(path, table)
     if options.json:
         print_json({"table": str(path), **to_json(table)})

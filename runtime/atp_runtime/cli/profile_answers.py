@@ -1,0 +1,135 @@
+"""What `atp-profile` does when it is told what to ask."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+
+from PIL import Image
+
+from atp_runtime.answer import Answer
+from atp_runtime.cli.command import InterruptedWorkError, print_error, print_json, print_note
+from atp_runtime.errors import InputError
+from atp_runtime.evaluation.data_file import Document
+from atp_runtime.evaluation.draw import draw
+from atp_runtime.evaluation.formats.format import ReadOptions
+from atp_runtime.evaluation.formats.registry import find_format, read_dataset
+from atp_runtime.evaluation.json_files import write_whole
+from atp_runtime.evaluation.progress import progress_stream
+from atp_runtime.evaluation.question import EmbeddedImage
+from atp_runtime.images import load_image
+from atp_runtime.manifest import read_manifest
+from atp_runtime.profiling.csv_file import profile_csv
+from atp_runtime.profiling.html_report import html_report
+from atp_runtime.profiling.measure import ProfilePlan, RunBy, measure_profile
+from atp_runtime.profiling.profile_file import FILE, Profile, write_profile
+from atp_runtime.profiling.text_report import text_report
+from atp_runtime.profiling.timed_turn import Question
+from atp_runtime.progress_line import ProgressLine
+from atp_runtime.pruning_view import draw_answer, pruned_images
+from atp_runtime.schema import to_json
+
+CSV, HTML = "profile.csv", "report.html"
+_SEED = 0
+
+
+def profile_answers(options: argparse.Namespace) -> int:
+    """Measures answers and writes what was found; returns the exit code."""
+    plan = _plan(options)
+    output: Path = options.output or Path(f"profile-{options.bundle.resolve().name}")
+    _check_writable(output)
+    run_by = RunBy(options.backend, options.threads, options.cuda_graphs)
+    measured = measure_profile(options.bundle, plan, run_by, _progress(quiet=options.quiet))
+    profile = measured.profile
+    write_whole(output / CSV, profile_csv(profile))
+    write_whole(output / HTML, html_report(profile, _pictures(options.bundle, measured.answer)))
+    write_profile(output / FILE, profile)
+    if options.json:
+        print_json({"output": str(output), "complete": measured.complete, **to_json(profile)})
+    else:
+        print("\n".join(text_report(profile)))
+    if not options.quiet:
+        print_note(f"report: {output / HTML}")
+    return 0 if measured.complete else print_error("atp-profile", _cut_short(profile, plan))
+
+
+def _cut_short(profile: Profile, plan: ProfilePlan) -> InterruptedWorkError:
+    return InterruptedWorkError(
+        f"interrupted after {profile.asked.runs} of {plan.runs} runs",
+        why="Ctrl-C ended the measuring; what was measured is written.",
+        fix="run it again for all of them.",
+    )
+
+
+def _plan(options: argparse.Namespace) -> ProfilePlan:
+    given = [name for name, value in (("--tokens", options.tokens),) if value]
+    if options.data and (options.image or options.prompt):
+        given.append("--data with --image or --prompt")
+    if given:
+        raise InputError(
+            given[0],
+            why="a question is measured as it is, and data has its own.",
+            fix="choose one of --image and --prompt, --data, and --tokens.",
+        )
+    if options.data:
+        questions, source = _drawn(options), options.data.name
+    else:
+        for image in options.image:
+            load_image(image)  # before a bundle is loaded for it
+        prompt = options.prompt or options.usual_prompt
+        questions = (Question(prompt, tuple(options.image)),)
+        source = ", ".join(path.name for path in options.image) or "no photo"
+    return ProfilePlan(questions, source, options.new_tokens, options.runs, options.warmup)
+
+
+def _drawn(options: argparse.Namespace) -> tuple[Question, ...]:
+    if options.samples < 1:
+        raise InputError(
+            f"--samples {options.samples}", why="there is nothing to ask.", fix="choose more."
+        )
+    document = Document.read(options.data)
+    format_ = find_format(document, None)
+    asked = draw(read_dataset(document, format_, ReadOptions()).questions, options.samples, _SEED)
+    return tuple(
+        Question(
+            "\n".join(filter(None, (question.prompt, format_.suffix))),
+            tuple(it.open() if isinstance(it, EmbeddedImage) else it for it in question.images),
+        )
+        for question in asked
+    )
+
+
+def _pictures(bundle: Path, answer: Answer) -> list[Image.Image]:
+    """What was pruned of the photos."""
+    if not answer.points:
+        return []
+    grid = read_manifest(bundle).vision.grid
+    return [draw_answer(answer, image, grid) for image in pruned_images(answer)]
+
+
+def _check_writable(output: Path) -> None:
+    """Refuses before minutes are spent on what cannot be written."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise InputError(
+            f"{output}: {error.strerror or error}",
+            why="the profile cannot be written there.",
+            fix="choose another directory with --output.",
+        ) from error
+
+
+def _progress(*, quiet: bool) -> Callable[[int, int], None]:
+    line = ProgressLine(progress_stream(quiet=quiet), monotonic())
+
+    def tell(done: int, total: int) -> None:
+        if line.is_due(monotonic(), last=done == total):
+            line.tell(f"run {done} of {total}")
+        if done == total:
+            line.end()
+
+    return tell
