@@ -9,30 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from atp_export.engines.memory import RUNTIME_BYTES, build_bytes
 from atp_export.plan import ExportPlan, SegmentPlan
 from atp_models.architecture import ModelSpec
+from atp_runtime.latency.device import Device, read_device
+from atp_runtime.latency.memory import RUNTIME_BYTES, SYSTEM_BYTES, build_bytes
 
 # Python, torch, Transformers and the exporter, without any weight: measured on x86-64 Linux.
 EXPORTER_BYTES = 900 * 2**20
-# What the system keeps of a module's unified memory: kernel, services, no desktop.
-SYSTEM_BYTES = 1200 * 2**20
-
-
-@dataclass(frozen=True)
-class OrinModule:
-    """A Jetson module and its unified memory in bytes."""
-
-    name: str
-    memory: int
-
-
-ORIN_MODULES = (
-    OrinModule("Orin Nano 8GB", 8 * 2**30),
-    OrinModule("Orin NX 16GB", 16 * 2**30),
-    OrinModule("AGX Orin 32GB", 32 * 2**30),
-    OrinModule("AGX Orin 64GB", 64 * 2**30),
-)
+ORIN_MODULES = ("orin-nano-8gb", "orin-nx-16gb", "agx-orin-32gb", "agx-orin-64gb")
+"""See `read_device`."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +87,7 @@ def predict_footprint(plan: ExportPlan) -> Footprint:
         export_peak=export,
         build_peak=build,
         run_peak=run,
-        fits=tuple(_fit(module, build, run) for module in ORIN_MODULES),
+        fits=tuple(_fit(read_device(name), build, run) for name in ORIN_MODULES),
     )
 
 
@@ -138,6 +123,6 @@ def _activation_bytes(spec: ModelSpec, tokens: int, width: int) -> int:
     return 2 * scores + feed_forward + 4 * tokens * text.hidden * width
 
 
-def _fit(module: OrinModule, build: int, run: int) -> ModuleFit:
-    usable = module.memory - SYSTEM_BYTES
-    return ModuleFit(module.name, builds=build <= usable, runs=run <= usable)
+def _fit(device: Device, build: int, run: int) -> ModuleFit:
+    usable = int(device.memory_gb * 2**30) - SYSTEM_BYTES
+    return ModuleFit(device.name, builds=build <= usable, runs=run <= usable)

@@ -10,6 +10,7 @@ from tests.benchmarks.decoding import THREADS, BundleRunner, TransformersRunner
 from tests.benchmarks.measure import Row, at_least, at_most, interleaved, ratio, run_child
 from tests.benchmarks.overhead import measure_overhead
 from tests.benchmarks.workbench import BIN, NARROW, OUTPUT, WORK, bundle, checkpoint
+from tests.runtime.latency.published import leave_one_out
 
 from atp_runtime.decoder_results import StageCall
 from atp_runtime.manifest import Manifest
@@ -164,6 +165,27 @@ def overhead(shape: str, rounds: int) -> list[Row]:
 
 
 Case = Callable[[str, int], Sequence[Row]]
+
+
+def predictor(_shape: str, _rounds: int) -> list[Row]:
+    """Predicted against published times on Orin, each model's from those of the others."""
+    rows = leave_one_out()
+    errors = sorted(abs(row.error) for row in rows)
+    told = [
+        Row(
+            f"{row.device}, {row.model}, {row.tokens} token(s), {1e3 * row.published:.1f} ms",
+            row.predicted / row.published,
+            "x",
+        )
+        for row in rows
+    ]
+    return [
+        *told,
+        at_most("median error", errors[len(errors) // 2], 0.15),
+        at_most("worst error", errors[-1], 0.30),
+    ]
+
+
 CASES: dict[str, tuple[Case, str]] = {
     "startup": (startup, "1b"),
     "segments": (segments, "1b"),
@@ -171,4 +193,5 @@ CASES: dict[str, tuple[Case, str]] = {
     "transformers": (transformers, "1b"),
     "export": (export, "7b"),
     "overhead": (overhead, NARROW),
+    "predictor": (predictor, "published"),
 }

@@ -72,7 +72,7 @@ def test_a_plan_shows_shapes_memory_and_the_modules_it_fits_on(
     text = "\n".join(screen.lines)
     for part in ("[1, past, 2, 16]", "[images, 3, 32, 32]", "tokens", "2048", "running"):
         assert part in text
-    assert screen.line("Orin Nano 8GB") == "Orin Nano 8GB yes yes"
+    assert screen.line("Jetson Orin Nano 8GB") == "Jetson Orin Nano 8GB yes yes"
     assert "none was measured on a Jetson" in text
 
 

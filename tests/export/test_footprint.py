@@ -11,6 +11,7 @@ from atp_models.architecture import read_architecture
 from atp_models.checkpoint import Checkpoint
 from atp_models.random_checkpoint import write_random_checkpoint
 from atp_models.random_configs import tiny_config
+from atp_runtime.latency.device import read_device
 from atp_runtime.manifest import read_manifest
 
 
@@ -61,7 +62,7 @@ def test_a_tied_head_is_counted_once(tmp_path: Path) -> None:
 
 def test_every_orin_module_gets_a_verdict(checkpoint: Path) -> None:
     fits = predicted(checkpoint, "fp16").fits
-    assert [fit.module for fit in fits] == [module.name for module in ORIN_MODULES]
+    assert [fit.module for fit in fits] == [read_device(name).name for name in ORIN_MODULES]
     assert all(fit.builds and fit.runs for fit in fits)
 
 
@@ -71,8 +72,8 @@ def test_7b_runs_where_its_weights_fit(seven_billion: Path, precision: str) -> N
     weights = {"fp16": 14.1e9, "fp32": 28.2e9}[precision]
     assert footprint.disk_bytes == pytest.approx(weights, rel=0.02)
     runs = {fit.module: fit.runs for fit in footprint.fits}
-    assert not runs["Orin Nano 8GB"]
-    assert runs["AGX Orin 64GB"]
+    assert not runs["Jetson Orin Nano 8GB"]
+    assert runs["Jetson AGX Orin 64GB"]
     assert footprint.cache_bytes_per_token == {"fp16": 512, "fp32": 1024}[precision] * 1024
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from atp_export.doctor.engines import StageEngine, engines_finding, stage_engines, this_target
 from atp_export.doctor.finding import Finding, Probe, look
 from atp_export.doctor.memory import disk_swap_bytes, gigabytes, memory_bytes
-from atp_export.doctor.needs import run_needs
 from atp_export.doctor.system import System
-from atp_export.engines.memory import BUILD_FACTOR, RUNTIME_BYTES, plan_bytes, weight_bytes
-from atp_export.engines.memory import build_bytes as bytes_to_build
+from atp_export.engines.memory import plan_bytes
 from atp_runtime.engine_set import Target
 from atp_runtime.errors import InputError
+from atp_runtime.latency.memory import BUILD_FACTOR, RUNTIME_BYTES, run_needs, weight_bytes
+from atp_runtime.latency.memory import build_bytes as bytes_to_build
 from atp_runtime.manifest import Manifest, read_manifest
 
 _MORE_MEMORY = (

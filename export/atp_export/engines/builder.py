@@ -11,7 +11,7 @@ from time import perf_counter
 from atp_export.engines.build import build_stage
 from atp_export.engines.dialect import choose_dialect, in_dialect
 from atp_export.engines.library import Library
-from atp_export.engines.memory import available_memory, build_bytes, plan_bytes, weight_bytes
+from atp_export.engines.memory import available_memory, plan_bytes
 from atp_export.engines.monitor import BuildMonitor, PhaseBars, SilentMonitor
 from atp_export.engines.options import EngineOptions
 from atp_export.engines.profiles import stage_profiles
@@ -20,6 +20,7 @@ from atp_export.progress import BarReporter, Reporter
 from atp_export.workspace import check_space, work_key
 from atp_runtime.bundle import Bundle
 from atp_runtime.engine_set import Engine, EngineProfile, Target
+from atp_runtime.latency.memory import build_bytes, weight_bytes
 from atp_runtime.manifest import Manifest, Stage
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from atp_runtime.manifest import Manifest, Stage
+from atp_runtime.latency.memory import build_bytes, weight_bytes
+from atp_runtime.manifest import Manifest
 
-# TensorRT's documentation and field reports: building takes 3 to 4 times the parameter bytes.
-BUILD_FACTOR = 4
-# Python, NumPy, ONNX Runtime or TensorRT and its CUDA context, without any weight.
-RUNTIME_BYTES = 600 * 2**20
 # Kernels and tables of an engine beside its weights: TensorRT-RTX 1.7.1 wrote 0.4 to 5.2 MB of
 # them for the stages of a tiny model.
 PLAN_OVERHEAD = 16 * 2**20
@@ -55,16 +52,6 @@ def forecast_build(manifest: Manifest, available: int | None = None) -> BuildFor
         needed = build_bytes(weights)
         stages.append(StageForecast(stage.name, weights, needed, fits=needed <= free))
     return BuildForecast(tuple(stages), free)
-
-
-def weight_bytes(manifest: Manifest, stage: Stage) -> int:
-    """Bytes of the files with the stage's weights."""
-    return sum(manifest.files[name].bytes for name in stage.data)
-
-
-def build_bytes(weights: int) -> int:
-    """Predicted peak of building one engine with that many bytes of weights."""
-    return BUILD_FACTOR * weights + RUNTIME_BYTES
 
 
 def plan_bytes(weights: int) -> int:

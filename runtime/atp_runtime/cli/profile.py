@@ -12,6 +12,7 @@ from pathlib import Path
 
 from atp_runtime.cli.backend_options import add_backend_options
 from atp_runtime.cli.command import CommandParser, add_output_options, run_command, wants_json
+from atp_runtime.errors import InputError
 
 _PROMPT = "What is in this picture?"
 
@@ -26,7 +27,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from atp_runtime.cli.profile_compare import compare  # noqa: PLC0415 - see above
 
             return compare(options)
+        if words[:1] == ["fit"]:
+            options = _fit_parser().parse_args(words[1:])
+            from atp_runtime.cli.profile_fit import fit  # noqa: PLC0415
+
+            return fit(options)
         options = _parser().parse_args(words)
+        if options.predict:
+            from atp_runtime.cli.profile_predict import predict  # noqa: PLC0415
+
+            return predict(options)
+        if options.keep is not None:
+            raise InputError(
+                "--keep without --predict",
+                why="what is measured keeps what the bundle's rule says.",
+                fix="add --predict DEVICE, or leave --keep away.",
+            )
         if options.image or options.prompt or options.data:
             from atp_runtime.cli.profile_answers import profile_answers  # noqa: PLC0415
 
@@ -50,8 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         "(--image, --prompt or --data); or, without a question, what each stage takes for "
         "sequences of several lengths: the table that atp-run --deadline and atp-calibrate "
         "--latency-table use.",
-        epilog="further command: atp-profile compare A B (with --help). Exit codes: 0 done, 2 "
-        "wrong input, 3 the machine lacks something, 130 interrupted.",
+        epilog="further commands: atp-profile compare A B, atp-profile fit BUNDLE TABLE (with "
+        "--help). Exit codes: 0 done, 2 wrong input, 3 the machine lacks something, 130 "
+        "interrupted.",
     )
     parser.add_argument("bundle", type=Path, help="the directory that atp-export wrote")
     _add_answers(parser.add_argument_group("answers"))
@@ -62,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         help="lengths of the sequences, text included (default: a whole image and text, down to a "
         "sixteenth of it)",
     )
+    _add_prediction(parser.add_argument_group("prediction, without the device"))
     parser.add_argument(
         "--runs", type=int, default=30, metavar="N", help="that count (default: %(default)s)"
     )
@@ -113,6 +131,45 @@ def _add_answers(group: argparse._ArgumentGroup) -> None:
     group.set_defaults(usual_prompt=_PROMPT)
 
 
+def _add_prediction(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--predict",
+        metavar="DEVICE",
+        help="predict times and memory there: orin-nano-8gb, orin-nano-8gb-super, orin-nx-16gb, "
+        "orin-nx-16gb-super, agx-orin-32gb, agx-orin-64gb, all of them, or a device's file; with "
+        "--image and --prompt, the tokens that the bundle keeps are counted here",
+    )
+    group.add_argument(
+        "--keep",
+        type=_given_counts,
+        metavar="140,50,33",
+        help="visual tokens left behind each pruning point (default: all)",
+    )
+
+
+def _fit_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="atp-profile fit",
+        description="Fit the efficiencies of --predict to a table that atp-profile measured on the "
+        "device, and write the device's file.",
+        epilog="Exit codes: 0 done, 2 wrong input.",
+    )
+    parser.add_argument("bundle", type=Path, help="what was measured")
+    parser.add_argument("table", type=Path, help="BUNDLE/latency/....json")
+    parser.add_argument(
+        "--like",
+        required=True,
+        metavar="DEVICE",
+        help="whose peaks to start from: a name of --predict, or a device's file",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the device's file, .json"
+    )
+    parser.add_argument("--name", metavar="TEXT", help="of the device (default: the machine's)")
+    add_output_options(parser)
+    return parser
+
+
 def _compare_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="atp-profile compare",
@@ -131,6 +188,14 @@ def _compare_parser() -> argparse.ArgumentParser:
     )
     add_output_options(parser)
     return parser
+
+
+def _given_counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        message = f"{text!r} is not a list of token counts such as 140,50,33"
+        raise argparse.ArgumentTypeError(message) from error
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -12,8 +12,6 @@ import pytest
 from tests.export.doctor.devices import ORIN, rewrite, without_gpu
 
 from atp_export.doctor import Finding, System, examine_bundle
-from atp_export.doctor.needs import run_needs
-from atp_export.engines.memory import BUILD_FACTOR, RUNTIME_BYTES, build_bytes, weight_bytes
 from atp_export.footprint import predict_footprint
 from atp_export.plan import make_plan
 from atp_models.architecture import read_architecture
@@ -31,6 +29,13 @@ from atp_runtime.engine_set import (
     read_engine_set,
 )
 from atp_runtime.errors import InputError
+from atp_runtime.latency.memory import (
+    BUILD_FACTOR,
+    RUNTIME_BYTES,
+    build_bytes,
+    run_needs,
+    weight_bytes,
+)
 from atp_runtime.manifest import (
     MANIFEST_NAME,
     FileRecord,

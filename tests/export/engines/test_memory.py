@@ -4,12 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from atp_export.engines.memory import (
-    BUILD_FACTOR,
-    RUNTIME_BYTES,
     available_memory,
     forecast_build,
     plan_bytes,
 )
+from atp_runtime.latency.memory import BUILD_FACTOR, RUNTIME_BYTES
 from atp_runtime.manifest import FileRecord, Manifest
 
 

@@ -62,6 +62,70 @@ def test_a_deadline_that_is_none_is_refused(
     assert words[0] in capsys.readouterr().err
 
 
+def test_a_prediction_needs_no_device_and_counts_what_a_question_keeps(
+    answering: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = str(answering)
+    assert atp_profile([bundle, "--predict", "all"]) == 0
+    told = capsys.readouterr().out
+    assert "Jetson Orin Nano 8GB, Super mode" in told
+    assert "no engine of this project has been timed" in told
+    asked = ("--image", str(photo), "--prompt", "what is it", "--threads", "1")
+    assert atp_profile([bundle, "--predict", "orin-nano-8gb", *asked, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["counts"]["pruned"]["kept"] == [16, 4]
+    assert document["counts"]["dense"]["kept"] == [64, 64]
+    dense, pruned = (document[mode][0]["first_token_seconds"] for mode in ("dense", "pruned"))
+    assert pruned < dense
+
+
+def test_a_measured_table_makes_a_device_of_one_s_own(
+    own_answering: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, board = str(own_answering), str(tmp_path / "board.json")
+    assert atp_profile([bundle, *QUICK, "--quiet"]) == 0
+    (table,) = (own_answering / "latency").iterdir()
+    words = ("fit", bundle, str(table), "--like", "orin-nano-8gb", "--output", board)
+    assert atp_profile([*words, "--name", "my board"]) == 0
+    assert "my board" in capsys.readouterr().out
+    assert atp_profile([bundle, "--predict", board, "--keep", "16,4"]) == 0
+    assert "my board" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--predict", "tx2"), "tx2"),
+        (("--predict", "missing.json"), "missing.json"),
+        (("--predict", "all", "--keep", "16"), "2 pruning points"),
+        (("--predict", "all", "--keep", "16,17"), "2 pruning points"),
+        (("--predict", "all", "--keep", "16,-1"), "2 pruning points"),
+        (("--predict", "all", "--keep", "16,4", "--prompt", "what"), "--keep with"),
+        (("--predict", "all", "--tokens", "16"), "--predict with"),
+        (("--keep", "16,4"), "--keep without --predict"),
+    ],
+)
+def test_a_prediction_that_is_none_is_refused(
+    answering: Path, words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert atp_profile([str(answering), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--like", "tx2", "--output", "a.json"), "tx2"),
+        (("--like", "all", "--output", "a"), "a.json"),
+    ],
+)
+def test_a_fit_that_is_none_is_refused(
+    answering: Path, words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert atp_profile(["fit", str(answering), "no-table.json", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_measuring(
     answering: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

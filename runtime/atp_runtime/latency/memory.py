@@ -1,6 +1,6 @@
-"""Memory that a bundle needs where it runs; arithmetic on its manifest and its engines' records.
+"""Memory that a bundle needs where it runs, and while its engines are built.
 
-Predictions, of which none was measured on a Jetson.
+Arithmetic on its manifest and its engines' records; nothing of it was measured on a Jetson.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from atp_export.engines.memory import RUNTIME_BYTES
 from atp_runtime.engine_set import Engine
-from atp_runtime.manifest import Manifest
-from atp_runtime.tensor_names import cache_names
+from atp_runtime.manifest import Manifest, Stage
 
+# TensorRT's documentation and field reports: building takes 3 to 4 times the parameter bytes.
+BUILD_FACTOR = 4
+# Python, NumPy, ONNX Runtime or TensorRT and its CUDA context, without any weight.
+RUNTIME_BYTES = 600 * 2**20
+# What the system keeps of a module's unified memory: kernel, services, no desktop.
+SYSTEM_BYTES = 1200 * 2**20
 # A photo and so many further tokens: question, answer and the turns before.
 _FURTHER_TOKENS = 1024
 
@@ -76,12 +80,24 @@ def _widest_moment(manifest: Manifest, tokens: int) -> int:
     return scores + feed_forward + 4 * tokens * text.hidden * width
 
 
+def build_bytes(weights: int) -> int:
+    """Predicted peak of building one engine with that many bytes of weights."""
+    return BUILD_FACTOR * weights + RUNTIME_BYTES
+
+
+def largest_build(manifest: Manifest) -> int:
+    """Predicted peak of building all engines: they are built one after the other."""
+    return max(build_bytes(weight_bytes(manifest, stage)) for stage in manifest.stages)
+
+
+def weight_bytes(manifest: Manifest, stage: Stage) -> int:
+    """Bytes of the files with the stage's weights."""
+    return sum(manifest.files[name].bytes for name in stage.data)
+
+
 def _width(manifest: Manifest) -> int:
-    """Bytes of one cached value."""
-    first = cache_names(0)[0]
-    specs = (spec for stage in manifest.segments for spec in stage.inputs)
-    dtype = next(spec.dtype for spec in specs if spec.name == first)
-    match = re.search(r"\d+$", dtype)
+    """Bytes of one cached value; the doctor asks where no NumPy is."""
+    match = re.search(r"\d+$", manifest.hidden_dtype)
     if not match:
-        raise ValueError(f"the caches' dtype {dtype} names no width")
+        raise ValueError(f"the dtype {manifest.hidden_dtype} names no width")
     return int(match[0]) // 8
