@@ -21,7 +21,10 @@ def spread(seconds: Sequence[float]) -> Spread:
 
 
 def make_mode(
-    manifest: Manifest, turns: Sequence[TimedTurn], memory: Sequence[MemorySample]
+    manifest: Manifest,
+    turns: Sequence[TimedTurn],
+    memory: Sequence[MemorySample],
+    joules: float | None = None,
 ) -> Mode:
     """A mode of at least one answer.
 
@@ -29,6 +32,7 @@ def make_mode(
         manifest: The bundle's.
         turns: Their times; each has the same parts.
         memory: During one more.
+        joules: Of an answer.
     """
     by_part: dict[tuple[str, str], list[Span]] = defaultdict(list)
     for turn in turns:
@@ -49,6 +53,7 @@ def make_mode(
         float(np.mean(cached)),
         tuple(_row(manifest, spans) for spans in by_part.values()),
         tuple(memory),
+        joules,
     )
 
 

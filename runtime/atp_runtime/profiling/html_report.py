@@ -13,6 +13,7 @@ from PIL import Image
 from atp_runtime.profiling.charts import memory, part_name, roofline, tokens, waterfall
 from atp_runtime.profiling.limits import share_of_ceiling
 from atp_runtime.profiling.profile_file import DENSE, PRUNED, Profile, Row
+from atp_runtime.profiling.text_report import sensor_line
 from atp_runtime.schema import to_json
 
 _STYLE = """
@@ -102,6 +103,9 @@ def _sections(profile: Profile, pictures: Sequence[Image.Image]) -> Iterator[str
         )
     if memory(profile):
         yield "<h2>Memory during an answer</h2>" + _modes_key(profile) + memory(profile)
+    if profile.sensors:
+        lines = "".join(f"<li>{escape(sensor_line(row))}</li>" for row in profile.sensors)
+        yield f"<h2>Sensors</h2><ul>{lines}</ul>"
     for name, mode in profile.modes.items():
         yield f'<h2>Every part, {name}</h2><div class="wide">{_table(profile, mode.rows)}</div>'
     yield "<h2>Provenance</h2>" + _provenance(profile)
@@ -117,6 +121,8 @@ def _tiles(profile: Profile) -> Iterator[str]:
         yield _tile(f"{1 / last.token.median:.1f} /s", "tokens behind the first")
     if PRUNED in profile.modes:
         yield _tile(f"{last.visual_tokens:.0f}", "visual tokens on average over the layers")
+    if last.joules is not None:
+        yield _tile(f"{last.joules:.1f} J", "per answer")
     yield _tile(_ms(profile.cold.load_seconds), "to load")
     if profile.peak_memory_bytes:
         yield _tile(f"{profile.peak_memory_bytes / 2**20:.0f} MiB", "peak memory")

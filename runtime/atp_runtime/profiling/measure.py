@@ -33,6 +33,8 @@ from atp_runtime.profiling.profile_file import (
     Profile,
     ProfiledBundle,
 )
+from atp_runtime.profiling.sensor_log import SensorLog
+from atp_runtime.profiling.sensors import find_sensors
 from atp_runtime.profiling.timed_turn import Question, TimedTurn, TurnTimer
 from atp_runtime.selection import Selectors, SelectTokens, keeps_all
 from atp_runtime.session import Session
@@ -131,7 +133,8 @@ def measure_profile(path: Path, plan: ProfilePlan, run_by: RunBy, told: Told) ->
         cold = ColdStart(loaded - began, answered.first_token_seconds)
         ceiling = measure_ceiling(run_by.threads) if run_by.backend == BACKENDS[0] else None
         runs = _Runs(timer, plan, _rules(session))
-        complete = runs.make(told)
+        with SensorLog(find_sensors()) as sensors:
+            complete = runs.make(told)
         manifest = bundle.manifest
         turns = [turn for turns in runs.turns.values() for turn in turns]
         return Measured(
@@ -152,7 +155,8 @@ def measure_profile(path: Path, plan: ProfilePlan, run_by: RunBy, told: Told) ->
                 cold,
                 peak_memory_bytes(),
                 _clock_seconds() * float(np.mean([turn.readings for turn in turns])),
-                runs.modes(manifest),
+                sensors.rows(),
+                runs.modes(manifest, sensors),
             ),
             complete,
             session.ask(first.prompt, first.images, GenerationOptions(max_new_tokens=1)),
@@ -169,6 +173,7 @@ class _Runs:
         self._plan = plan
         self._rules = rules
         self.turns: dict[str, list[TimedTurn]] = defaultdict(list)
+        self._spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def make(self, told: Told) -> bool:
         """All of them; returns whether none was missed."""
@@ -177,12 +182,11 @@ class _Runs:
         try:
             for number in range(total):
                 question = plan.questions[number % len(plan.questions)]
-                turns = {
-                    mode: self._timer.run(question, rule) for mode, rule in self._rules.items()
-                }
+                turns = {mode: self._run(question, rule) for mode, rule in self._rules.items()}
                 if number >= plan.warm_up:
-                    for mode, turn in turns.items():
+                    for mode, (turn, span) in turns.items():
                         self.turns[mode].append(turn)
+                        self._spans[mode].append(span)
                 told(number + 1, total)
         except KeyboardInterrupt:
             if not self.turns:
@@ -190,7 +194,13 @@ class _Runs:
             return False
         return True
 
-    def modes(self, manifest: Manifest) -> dict[str, Mode]:
+    def _run(self, question: Question, rule: SelectTokens) -> tuple[TimedTurn, tuple[float, float]]:
+        """An answer, and when it began and ended."""
+        began = perf_counter()
+        turn = self._timer.run(question, rule)
+        return turn, (began, perf_counter())
+
+    def modes(self, manifest: Manifest, sensors: SensorLog) -> dict[str, Mode]:
         """What they come to; one answer more of each shows the memory."""
         question = self._plan.questions[0]
         return {
@@ -198,6 +208,7 @@ class _Runs:
                 manifest,
                 self.turns[mode],
                 trace_memory(partial(self._timer.run, question, rule)),
+                sensors.joules(self._spans[mode]),
             )
             for mode, rule in self._rules.items()
         }

@@ -10,6 +10,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.evaluation.json_files import read_declared, write_declared
 from atp_runtime.latency.table import Setting
 from atp_runtime.profiling.ceiling import Ceiling
+from atp_runtime.profiling.sensors import SensorRow
 
 FORMAT = "atp-profile"
 SCHEMA_VERSION = 1
@@ -74,6 +75,8 @@ class Mode:
         cache_bytes: Keys and values at the end of an answer, the mean of the runs.
         rows: In the order they run.
         memory: During one answer more, in the order of time; empty where the system does not say.
+        joules: That the whole module took for an answer, the mean of the runs; None where no sensor
+            tells.
     """
 
     first_token: Spread
@@ -82,6 +85,7 @@ class Mode:
     cache_bytes: float
     rows: tuple[Row, ...]
     memory: tuple[MemorySample, ...]
+    joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class Profile:
         cold: The first answer.
         peak_memory_bytes: The process's highest resident memory; 0 where the system does not say.
         clock_seconds: What reading the clock took of an answer: profiling's own share.
+        sensors: What power, temperature and clocks were while the runs were made.
         modes: `DENSE` and, of a bundle that prunes, `PRUNED`. Their runs took turns.
     """
 
@@ -163,6 +168,7 @@ class Profile:
     cold: ColdStart
     peak_memory_bytes: int
     clock_seconds: float
+    sensors: tuple[SensorRow, ...]
     modes: Mapping[str, Mode]
 
     def __post_init__(self) -> None:

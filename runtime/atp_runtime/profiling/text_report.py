@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from atp_runtime.profiling.limits import share_of_ceiling
 from atp_runtime.profiling.profile_file import DENSE, PRUNED, Mode, Profile, Row
+from atp_runtime.profiling.sensors import STATE, SensorRow
 from atp_runtime.profiling.timed_turn import DECODE, PHASES
 
 _NAME = 22
@@ -73,7 +74,7 @@ def _tail(profile: Profile) -> Iterator[str]:
     for name, mode in profile.modes.items():
         yield (
             f"{name}: {mode.visual_tokens:.1f} visual tokens on average over the layers, "
-            f"{mode.cache_bytes / 2**20:.1f} MiB of keys and values"
+            f"{mode.cache_bytes / 2**20:.1f} MiB of keys and values{_joules(mode)}"
         )
     if profile.speedup:
         yield f"pruning brings the first token {profile.speedup:.2f} times sooner"
@@ -82,7 +83,22 @@ def _tail(profile: Profile) -> Iterator[str]:
         f"cold start: {_ms(cold.load_seconds)} ms to load, then {_ms(cold.first_token_seconds)} ms "
         f"to the first token; peak memory {profile.peak_memory_bytes / 2**20:.0f} MiB"
     )
+    yield from (sensor_line(row) for row in profile.sensors)
     yield f"reading the clock took {1e3 * profile.clock_seconds:.3f} ms of each answer"
+
+
+def sensor_line(row: SensorRow) -> str:
+    """What a sensor showed."""
+    if row.least is None or row.mean is None or row.most is None:
+        return f"{row.name}: could not be read ({row.problem})"
+    if row.unit == STATE:
+        return f"{row.name} set in: up to {row.most:.0f}, on average {row.mean:.1f}"
+    missing = f"; at times it could not be read ({row.problem})" if row.problem else ""
+    return f"{row.name}: {row.mean:.1f} {row.unit}, {row.least:.1f} to {row.most:.1f}{missing}"
+
+
+def _joules(mode: Mode) -> str:
+    return "" if mode.joules is None else f", {mode.joules:.2f} J per answer"
 
 
 def _ms(seconds: float) -> str:

@@ -76,6 +76,7 @@ def make_profile() -> MakeProfile:
             ColdStart(0.5, 0.3),
             100 << 20,
             1e-6,
+            (),
             modes,
         )
         return replace(profile, **changes)

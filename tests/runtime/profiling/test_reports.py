@@ -14,6 +14,7 @@ from tests.runtime.profiling.conftest import MakeProfile
 from atp_runtime.profiling.csv_file import profile_csv
 from atp_runtime.profiling.html_report import html_report
 from atp_runtime.profiling.profile_file import ProfiledBundle
+from atp_runtime.profiling.sensors import SensorRow
 from atp_runtime.profiling.text_report import text_report
 
 PICTURE = Image.new("RGB", (40, 20), (200, 30, 30))
@@ -84,6 +85,20 @@ def test_without_a_ceiling_or_memory_their_charts_are_left_away(
 ) -> None:
     profile = make_profile(pruned=None, ceiling=None)
     assert len(svgs(html_report(profile, []))) == 3
+
+
+def test_sensors_are_told_where_there_are_some(make_profile: MakeProfile) -> None:
+    sensors = (
+        SensorRow("VDD_IN", "W", 8.0, 9.5, 12.0, None),
+        SensorRow("gpu-thermal", "°C", None, None, None, "Permission denied"),
+        SensorRow("gpu-throttle", "cooling", 0.0, 0.5, 2.0, None),
+    )
+    profile = make_profile(sensors=sensors)
+    lines = text_report(profile)
+    assert "VDD_IN: 9.5 W, 8.0 to 12.0" in lines
+    assert "gpu-thermal: could not be read (Permission denied)" in lines
+    assert "gpu-throttle set in: up to 2, on average 0.5" in lines
+    assert "VDD_IN: 9.5 W" in html_report(profile, [])
 
 
 def test_names_are_no_markup(make_profile: MakeProfile) -> None:
