@@ -52,15 +52,21 @@ def export_bundle(tmp_path_factory: pytest.TempPathFactory) -> ExportBundle:
         dialect: str = "portable",
         dense: bool = False,
         prune_at: Sequence[int] | None = None,
+        max_segment_bytes: int | None = None,
     ) -> Exported:
         name = config.to_json_string(use_diff=False)
         layers = None if prune_at is None else tuple(prune_at)
-        key = (name, precision, dialect, dense, layers)
+        key = (name, precision, dialect, dense, layers, max_segment_bytes)
         if key not in made:
             if name not in checkpoints:
                 checkpoints[name] = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), config)
             bundle = tmp_path_factory.mktemp("exported") / "bundle"
-            options = {"precision": precision, "dialect": dialect, "dense": dense}
+            options = {
+                "precision": precision,
+                "dialect": dialect,
+                "dense": dense,
+                "max_segment_bytes": max_segment_bytes,
+            }
             write_bundle(checkpoints[name], bundle, prune_at=layers, **options)
             made[key] = Exported(checkpoints[name], bundle)
         return made[key]
@@ -112,6 +118,7 @@ def write_bundle(
     dialect: str,
     dense: bool,
     prune_at: Sequence[int] | None,
+    max_segment_bytes: int | None = None,
 ) -> None:
     from atp_export.job import ExportOptions, prepare_job
     from atp_export.manifest_writer import write_manifest
@@ -122,7 +129,13 @@ def write_bundle(
     job = prepare_job(
         checkpoint,
         bundle,
-        ExportOptions(precision=precision, dialect=dialect, prune_at=prune_at, dense=dense),
+        ExportOptions(
+            precision=precision,
+            dialect=dialect,
+            prune_at=prune_at,
+            dense=dense,
+            max_segment_bytes=max_segment_bytes,
+        ),
     )
     with Workspace(bundle, job.key()).open() as workspace:
         StageWriter(job, workspace, QuietReporter()).write_all()

@@ -114,6 +114,10 @@ class DerivedBundle:
         self._files[name] = _Written(record, made_of)
         write_declared(self.root / STATE_NAME, _State(self._request, self._files))
 
+    def keep_file(self, name: str) -> None:
+        """Puts a file of the source's where it will be, for those that are checked with it."""
+        _copy(self.source.path(name), self.root / name)
+
     def add_report(self, name: str, text: str) -> None:
         """Writes a text file that no manifest lists, such as `calibration/report.md`."""
         path = self.root / name

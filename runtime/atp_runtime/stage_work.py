@@ -35,13 +35,16 @@ def stage_work(manifest: Manifest, stage: Stage, tokens: int, past: int = 0) -> 
     if stage.kind == "segment":
         operations = segment_flops(manifest.text, stage, tokens, past)
         return Work(operations, moved + (tokens + past) * cached_bytes(manifest, stage))
+    if stage.kind == "head":
+        rows = int(stage.outputs[0].shape[-1])
+        return Work(2.0 * tokens * rows * manifest.text.hidden, moved)
     # Every weight meets every position once; attention is a few percent of a tower.
     return Work(2.0 * tokens * moved / item_size(manifest.hidden_dtype), moved)
 
 
 def weight_bytes(manifest: Manifest, stage: Stage) -> int:
     """Bytes of the weights that a run reads."""
-    if stage.kind == "head":  # a tied one reads the token table, perhaps a part of it
+    if manifest.embedding.file in stage.data:  # a tied head reads it, perhaps a part of it
         rows = int(stage.outputs[0].shape[-1])
         return rows * manifest.text.hidden * item_size(manifest.hidden_dtype)
     return sum(manifest.files[name].bytes for name in stage.data)

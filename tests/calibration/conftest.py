@@ -24,6 +24,22 @@ def two_dialects_fp16(export_bundle: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tied_bundle(export_bundle: Any) -> Path:
+    """One whose head reads the token table."""
+    config = tiny_config(kv_heads=2, tied=True)
+    return Path(export_bundle(config, dialect="both", prune_at=(2,)).bundle)
+
+
+@pytest.fixture(scope="session")
+def split_head(export_bundle: Any) -> Path:
+    """One whose head is in parts."""
+    config = tiny_config(kv_heads=2, tied=True)
+    config.text_config.vocab_size = 1024  # 256 KiB of head, more than a layer
+    made = export_bundle(config, prune_at=(2,), max_segment_bytes=150_000)
+    return Path(made.bundle)
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(export_bundle: Any) -> Path:
     """What both are made of."""
     made = export_bundle(tiny_config(kv_heads=2), dialect="both", prune_at=(2,))

@@ -39,10 +39,10 @@ def test_a_token_meets_every_matrix_once(tiny, tiny_manifest: Manifest, name: st
 
 
 def test_the_head_meets_every_row_of_the_table_once(tiny, tiny_manifest: Manifest) -> None:
-    table = np.load(tiny.bundle / tiny_manifest.embedding.file)  # tied to it
+    table = np.load(tiny.bundle / tiny_manifest.embedding.file)  # as large as the head
     work = stage_work(tiny_manifest, tiny_manifest.stage("head"), 1)
     assert work.operations == 2 * table.size
-    assert work.moved == table.nbytes
+    assert table.nbytes <= work.moved <= table.nbytes + 4096  # the norm's page
 
 
 def test_a_past_adds_attention_and_reading_it(tiny_manifest: Manifest) -> None:

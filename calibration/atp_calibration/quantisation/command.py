@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -16,20 +17,20 @@ from atp_calibration.quantisation.agreement import Agreement, AgreementBackend
 from atp_calibration.quantisation.choice import INT4, INT8, Choice
 from atp_calibration.quantisation.observe import NEW_TOKENS, observe
 from atp_calibration.quantisation.options import QuantisationOptions
-from atp_calibration.quantisation.qdq import OPSETS
+from atp_calibration.quantisation.qdq import OPSETS, Form
 from atp_calibration.quantisation.ranges import RangeBackend
 from atp_calibration.quantisation.recipe import Recipe, read_recipe, worst_layers, write_recipe
 from atp_calibration.quantisation.report import Accuracy, QuantisationReport, make_report
 from atp_calibration.quantisation.report_markdown import write_quantisation
 from atp_calibration.quantisation.search import SearchOptions
 from atp_calibration.quantisation.stage_choices import StageLayers
-from atp_calibration.quantisation.stage_files import write_stage
+from atp_calibration.quantisation.stage_files import own_file, write_stage
 from atp_calibration.quantisation.statistics_file import Statistics
 from atp_calibration.samples import Samples
 from atp_runtime.errors import InputError
 from atp_runtime.evaluation.json_files import read_lines, write_declared, write_whole
 from atp_runtime.generation import GenerationOptions
-from atp_runtime.manifest import Manifest, Quantisation
+from atp_runtime.manifest import Manifest, Quantisation, Stage
 from atp_runtime.schema import to_json
 from atp_runtime.session import Session
 
@@ -146,7 +147,7 @@ class _Work:
 
     def _choose(self, statistics: Statistics) -> tuple[Choice, ...]:
         file = self._new.work / "choices.jsonl"
-        done = {it.first: it for it in _read_choices(file)}
+        done = _read_choices(file)
         groups = sum(len(layers.groups) for layers in self._layers)
         self._progress.begin("layer inputs", groups, len(done))
 
@@ -159,7 +160,10 @@ class _Work:
             choice
             for layers in self._layers
             for choice in layers.choose(
-                statistics.seen.get(layers.stage.name, {}), self._search, done, step
+                statistics.seen.get(layers.stage.name, {}),
+                self._search,
+                _of_stage(done, layers.stage.name),
+                step,
             )
         )
 
@@ -195,19 +199,29 @@ class _Work:
             self._options.precision, parts, self._search.block_size, tuple(kept), tuple(choices)
         )
         made_of = hashlib.sha256(write_recipe(recipe).encode()).hexdigest()
-        by_first = {choice.first: choice for choice in choices}
         self._progress.begin("stages written", len(self._layers))
         count = 0
         for layers in self._layers:
-            seen = statistics.seen.get(layers.stage.name, {})
+            name = layers.stage.name
             forms, migration = layers.forms(
-                by_first, seen, frozenset(kept), self._search.block_size
+                _of_stage(choices, name),
+                statistics.seen.get(name, {}),
+                frozenset(kept),
+                self._search.block_size,
             )
             write_stage(self._new, layers.stage, forms, migration, made_of)
+            if layers.stage.kind == "head":
+                self._read_by(layers.stage, forms)
             count += len(forms)
             self._progress.step()
         self._new.update(**self._changes(count, tuple(kept)))
         return recipe
+
+    def _read_by(self, head: Stage, forms: Mapping[str, Form]) -> None:
+        """A quantised head has numbers of its own, and reads the token table no more."""
+        now = replace(head, data=(own_file(head),)) if forms else head
+        stages = self._new.manifest.stages
+        self._new.update(stages=tuple(now if it.name == head.name else it for it in stages))
 
     def _changes(self, layers: int, kept: tuple[str, ...]) -> Mapping[str, object]:
         manifest, precision = self._new.source.manifest, self._options.precision
@@ -248,6 +262,11 @@ class _Work:
                 session.ask(sample.prompt, sample.images(), options)
                 self._progress.step()
         return backend.found
+
+
+def _of_stage(choices: Sequence[Choice], stage: str) -> dict[str, Choice]:
+    """Those of one stage, by the groups' first layers; parts of a head share names."""
+    return {choice.first: choice for choice in choices if choice.stage == stage}
 
 
 def _read_choices(file: Path) -> list[Choice]:

@@ -69,7 +69,9 @@ def find_groups(model: ir.Model, parts: frozenset[str] | None = None) -> tuple[G
 
 def _fold(value: ir.Value, layers: Sequence[LinearLayer]) -> Fold | None:
     nodes = {layer.node for layer in layers}
-    if value.is_graph_output() or any(use.node not in nodes for use in value.uses()):
+    # The head's weight may be the token table, which nothing multiplies.
+    fixed = any(layer.transposed for layer in layers)
+    if fixed or value.is_graph_output() or any(use.node not in nodes for use in value.uses()):
         return None
     node = value.producer()
     while node is not None and node.op_type == "Cast":

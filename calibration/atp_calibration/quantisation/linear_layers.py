@@ -1,8 +1,7 @@
 """Which nodes of a stage's graph are the linear layers that quantisation pays for.
 
-A product of activations with a stored matrix is one. Attention's products, the scorer's and the
-LM head's Gemm are not, and the projector stays in the precision of the bundle unless it is asked
-for.
+A product of activations with a stored matrix is one. Attention's products and the scorer's are not;
+the projector and the LM head stay in the precision of the bundle unless they are asked for.
 """
 
 from __future__ import annotations
@@ -12,17 +11,19 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-PARTS = ("decoder", "vision", "projector")
+PARTS = ("decoder", "vision", "projector", "head")
 USUAL_PARTS = frozenset({"decoder", "vision"})
 _PROJECTOR, _TOWER = "multi_modal_projector", "vision_tower"
+_HEAD = "Gemm"  # the only one there is
 
 
 @dataclass(frozen=True, eq=False)
 class LinearLayer:
-    """A MatMul of T [..., in] with a weight T [in, out].
+    """A product of T [..., in] with a stored weight.
 
     Attributes:
-        node: The MatMul.
+        node: A MatMul with a weight T [in, out]; or the LM head's Gemm, whose weight is T [out, in]
+            as the token table is.
         activation: Its first input.
         weight: Its second, an initialiser.
     """
@@ -30,6 +31,11 @@ class LinearLayer:
     node: ir.Node
     activation: ir.Value
     weight: ir.Value
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is T [out, in]."""
+        return str(self.node.op_type) == _HEAD
 
     @property
     def name(self) -> str:
@@ -40,7 +46,7 @@ class LinearLayer:
     def channels(self) -> int:
         """in, the width of its input."""
         assert self.weight.shape is not None  # noqa: S101 - an initialiser
-        return int(self.weight.shape[0])
+        return int(self.weight.shape[1 if self.transposed else 0])
 
 
 def linear_layers(model: ir.Model, parts: frozenset[str] | None = None) -> Iterator[LinearLayer]:
@@ -52,7 +58,7 @@ def linear_layers(model: ir.Model, parts: frozenset[str] | None = None) -> Itera
     """
     wanted = USUAL_PARTS if parts is None else parts
     for node in model.graph:
-        if node.op_type != "MatMul" or _part(node) not in wanted:
+        if node.op_type not in ("MatMul", _HEAD) or _part(node) not in wanted:
             continue
         activation, weight = node.inputs
         stored = weight is not None and weight.is_initializer()
@@ -61,6 +67,8 @@ def linear_layers(model: ir.Model, parts: frozenset[str] | None = None) -> Itera
 
 
 def _part(node: ir.Node) -> str:
+    if node.op_type == _HEAD:
+        return "head"
     name = str(node.name)
     if name.startswith(_PROJECTOR):
         return "projector"

@@ -15,7 +15,7 @@ from atp_calibration.given_file import hash_of
 from atp_runtime.errors import InputError
 
 # As PARTS of `linear_layers` and RANGES of `search`, whose imports take time.
-_PARTS = ("decoder", "vision", "projector")
+_PARTS = ("decoder", "vision", "projector", "head")
 _RANGES = ("auto", "minmax", "percentile", "mse", "entropy")
 _USUAL_PARTS = {"int8": ("decoder", "vision"), "int4": ("decoder",)}
 
@@ -66,8 +66,8 @@ def add_quantisation_options(parser: argparse.ArgumentParser) -> None:
         "--parts",
         type=_parts,
         metavar="decoder,vision",
-        help="what is quantised, of decoder, vision and projector (default: decoder,vision for "
-        "int8, decoder for int4)",
+        help="what is quantised, of decoder, vision, projector and head (default: "
+        "decoder,vision for int8, decoder for int4)",
     )
     group.add_argument(
         "--ranges",

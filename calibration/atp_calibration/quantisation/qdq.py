@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from atp_calibration.quantisation.choice import INT4, INT8
-from atp_calibration.quantisation.linear_layers import LinearLayer, linear_layers
+from atp_calibration.quantisation.linear_layers import PARTS, LinearLayer, linear_layers
 from atp_calibration.quantisation.stored_weights import LARGEST_INT8, quantise_weight
 from atp_runtime.errors import InputError
 
@@ -37,12 +37,14 @@ class Form:
         threshold: Of its input, see `Choice`; None leaves that as it is.
         block_size: Inputs that share a scale in INT4.
         feedback: Whether INT4 is rounded with error feedback.
+        transposed: Whether its weight was stored [out, in]; quantised ones are [in, out].
     """
 
     precision: str
     threshold: float | None
     block_size: int = 0
     feedback: bool = False
+    transposed: bool = False
 
 
 Tensors = Callable[[str], ir.TensorProtocol]
@@ -106,7 +108,11 @@ def insert_pairs(model: ir.Model, forms: Mapping[str, Form], tensors: Tensors) -
                 scale = activation_scale(form.threshold)
                 made.append(_pair(model.graph, layer, scale, len(made)))
             layer.node.replace_input_with(0, made[-1])
-        layer.node.replace_input_with(1, _stored(model.graph, layer, form, tensors))
+        restored = _stored(model.graph, layer, form, tensors)
+        if layer.transposed:
+            _become_matmul(model.graph, layer.node, restored)
+        else:
+            layer.node.replace_input_with(1, restored)
     for layer in layers:
         model.graph.initializers.pop(layer.name, None)
     return len(layers)
@@ -118,7 +124,7 @@ def activation_scale(largest: float) -> float:
 
 
 def _all_layers(model: ir.Model) -> list[LinearLayer]:
-    return list(linear_layers(model, frozenset({"decoder", "vision", "projector"})))
+    return list(linear_layers(model, frozenset(PARTS)))
 
 
 def _range(ranges: Mapping[str, float], name: str) -> float:
@@ -165,6 +171,20 @@ def _stored(graph: ir.Graph, layer: LinearLayer, form: Form, tensors: Tensors) -
     up = ir.node("DequantizeLinear", inputs, attributes, name=name)
     graph.insert_before(layer.node, [up])
     return up.outputs[0]
+
+
+def _become_matmul(graph: ir.Graph, gemm: ir.Node, weight: ir.Value) -> None:
+    """Puts a MatMul with a weight [in, out] in a Gemm's place: runtimes fuse that with pairs."""
+    product = ir.node("MatMul", [gemm.inputs[0], weight], name=gemm.name)
+    before, after = gemm.outputs[0], product.outputs[0]
+    after.name, after.type, after.shape = before.name, before.type, before.shape
+    graph.insert_before(gemm, [product])
+    for use in tuple(before.uses()):
+        use.node.replace_input_with(use.idx, after)
+    for number, output in enumerate(graph.outputs):
+        if output is before:
+            graph.outputs[number] = after
+    graph.remove(gemm, safe=True)
 
 
 def _dtype(layer: LinearLayer) -> ir.DataType:

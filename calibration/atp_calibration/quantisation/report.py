@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from atp_calibration.quantisation.agreement import Agreement
-from atp_calibration.quantisation.recipe import Recipe, worst_layers
+from atp_calibration.quantisation.recipe import Recipe
 from atp_calibration.quantisation.statistics_file import Statistics
 from atp_calibration.samples import Samples
 from atp_runtime.manifest import Manifest
@@ -155,22 +155,21 @@ def make_report(
 
 
 def _layers(recipe: Recipe, statistics: Statistics) -> tuple[LayerRow, ...]:
-    choices = {name: choice for choice in recipe.choices for name in choice.layers}
-    rows = []
-    for name, error in worst_layers(recipe.choices):
-        choice = choices[name]
-        rows.append(
-            LayerRow(
-                name=name,
-                stage=choice.stage,
-                error=error,
-                quantised=name not in recipe.high_precision,
-                alpha=choice.alpha,
-                method=choice.method,
-                threshold=choice.threshold,
-                largest=statistics.seen[choice.stage][choice.first].maximum,
-            )
+    rows = [
+        LayerRow(
+            name=name,
+            stage=choice.stage,
+            error=error,
+            quantised=name not in recipe.high_precision,
+            alpha=choice.alpha,
+            method=choice.method,
+            threshold=choice.threshold,
+            largest=statistics.seen[choice.stage][choice.first].maximum,
         )
+        for choice in recipe.choices
+        for name, error in choice.errors.items()
+    ]
+    rows.sort(key=lambda row: -row.error)
     return tuple(rows)
 
 

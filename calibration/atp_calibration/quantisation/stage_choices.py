@@ -13,6 +13,7 @@ from atp_calibration.quantisation.choice import INT4, Choice
 from atp_calibration.quantisation.groups import Group, find_groups
 from atp_calibration.quantisation.int4 import GPTQ
 from atp_calibration.quantisation.layer_input import LayerInput
+from atp_calibration.quantisation.linear_layers import linear_layers
 from atp_calibration.quantisation.migration import Migration
 from atp_calibration.quantisation.qdq import Form
 from atp_calibration.quantisation.search import SearchOptions, search
@@ -33,12 +34,14 @@ class StageLayers:
         groups: Those whose inputs are quantised together; a scale is folded only where every
             dialect has the place for it.
         undivided: Layers whose inputs are no multiple of INT4's block.
-        read: Reads the weights of some layers.
+        transposed: Layers whose weights are stored [out, in].
+        read: Reads the weights of some layers, [in, out].
     """
 
     stage: Stage
     groups: tuple[Group, ...]
     undivided: tuple[str, ...]
+    transposed: frozenset[str]
     read: Callable[[Sequence[str]], Weights]
 
     @classmethod
@@ -55,14 +58,18 @@ class StageLayers:
         ]
         block = options.block_size if options.precision == INT4 else 1
         initialisers = models[0].graph.initializers
+        layers = linear_layers(models[0], parts)
+        transposed = frozenset(layer.name for layer in layers if layer.transposed)
 
         def read(names: Sequence[str]) -> Weights:
-            return {name: mapped(initialisers[name].const_value) for name in names}
+            stored = {name: mapped(initialisers[name].const_value) for name in names}
+            return {name: it.T if name in transposed else it for name, it in stored.items()}
 
         return cls(
             stage,
             tuple(group for group in agreed if group.channels % block == 0),
             tuple(name for it in agreed if it.channels % block for name in it.layers),
+            transposed,
             read,
         )
 
@@ -122,7 +129,13 @@ class StageLayers:
             for name in group.layers:
                 if name not in high_precision:
                     feedback = choice.method == GPTQ
-                    forms[name] = Form(choice.precision, choice.threshold, block, feedback)
+                    forms[name] = Form(
+                        choice.precision,
+                        choice.threshold,
+                        block,
+                        feedback,
+                        transposed=name in self.transposed,
+                    )
         return forms, migration
 
 

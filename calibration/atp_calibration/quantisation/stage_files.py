@@ -6,7 +6,7 @@ Weights are read, changed and written one after the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,13 @@ def write_stage(
     """
     graphs = (stage.graph, *stage.other_graphs.values())
     models = {name: ir.load(new.source.path(name)) for name in graphs}
-    weights = _weights(list(models.values()), migration.inputs)
-    data = _data_file(stage, weights)
+    data = own_file(stage)
+    weights = _weights(list(models.values()), Path(data).name, forms)
     entries = [_entry(name, value, forms, migration) for name, value in weights.items()]
     places = _place(entries)
+    for other in stage.data:
+        if other != data:
+            new.keep_file(other)
     new.replace_file(data, lambda path: _write(path, entries, places), made_of=made_of)
     location = Path(data).name
     for name, model in models.items():
@@ -81,24 +84,25 @@ def write_stage(
         new.replace_file(name, write, made_of=made_of)
 
 
-def _weights(models: Sequence[ir.Model], layers: Iterable[str]) -> dict[str, ir.ExternalTensor]:
-    """What lies in the file that the layers' weights lie in, by name, in the order of the file."""
+def own_file(stage: Stage) -> str:
+    """The file with a stage's weights, apart from the token table that a tied head reads, too."""
+    return stage.data[0]
+
+
+def _weights(
+    models: Sequence[ir.Model], own: str, forms: Mapping[str, Form]
+) -> dict[str, ir.ExternalTensor]:
+    """What will lie in the stage's own file, by name: what does, and what is quantised."""
     found: dict[str, ir.ExternalTensor] = {}
     for model in models:
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 found.setdefault(str(value.name), value.const_value)
-    files = {str(found[name].location) for name in layers}
     return {
         name: tensor
         for name, tensor in sorted(found.items(), key=lambda item: item[1].offset or 0)
-        if str(tensor.location) in files
+        if str(tensor.location) == own or name in forms
     }
-
-
-def _data_file(stage: Stage, weights: Mapping[str, ir.ExternalTensor]) -> str:
-    location = str(next(iter(weights.values())).location)
-    return next(name for name in stage.data if Path(name).name == location)
 
 
 def _entry(
@@ -112,7 +116,7 @@ def _entry(
             (_Stored(name, dtype, shape),),
             lambda: (migration.applied(name, mapped(tensor)).astype(kind),),
         )
-    inputs, outputs = shape
+    inputs, outputs = shape = shape[::-1] if form.transposed else shape
     blocks = (inputs // form.block_size, outputs) if form.precision == INT4 else (outputs,)
     kind = ir.DataType.INT4 if form.precision == INT4 else ir.DataType.INT8
     stored = _Stored(f"{name}.{form.precision}", kind, shape)
@@ -125,7 +129,8 @@ def _entry(
 def _numbers(
     migration: Migration, name: str, tensor: ir.ExternalTensor, form: Form
 ) -> tuple[Array, Array]:
-    weight = migration.applied(name, mapped(tensor))
+    stored = mapped(tensor)
+    weight = migration.applied(name, stored.T if form.transposed else stored)
     kind = tensor.dtype.numpy()
     if form.precision == INT4:
         rounding = migration.int4_rounding(name, form.block_size)

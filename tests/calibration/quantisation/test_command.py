@@ -24,6 +24,7 @@ from atp_calibration.quantisation.search import SearchOptions
 from atp_calibration.quantisation.stage_choices import StageLayers
 from atp_calibration.quantisation.stage_files import write_stage
 from atp_calibration.samples import Samples, read_samples
+from atp_runtime.backends import open_backend
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError
 from atp_runtime.generation import GenerationOptions
@@ -196,6 +197,65 @@ def test_migration_alone_changes_nothing(
             session.ask("What is this?", photos[:1], GenerationOptions(max_new_tokens=2))
         assert backend.found.keys() == {"segment_0", "segment_1"}
         assert all(it.cosine > 1 - 1e-9 for it in backend.found.values())
+
+
+@pytest.mark.parametrize("name", ["two_dialects", "tied_bundle", "two_dialects_fp16"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_the_head_is_quantised_if_it_is_asked_for(
+    request: pytest.FixtureRequest,
+    samples: Samples,
+    photos: list[Path],
+    tmp_path: Path,
+    name: str,
+    precision: str,
+) -> None:
+    source, out = request.getfixturevalue(name), tmp_path / "out"
+    options = QuantisationOptions(precision, ("head",), block_size=32)
+    report = quantise(source, out, samples, options)
+    assert [row.name for row in report.layers] == ["lm_head.weight"]
+    (stage,) = report.stages
+    assert stage.mean_cosine > (0.999 if precision == "int8" else 0.98)
+
+    bundle = Bundle.open(out, verify="full")
+    head = bundle.manifest.stage("head")
+    assert head.data == ("onnx/head.data",)
+    assert (
+        bundle.manifest.files[bundle.manifest.embedding.file]
+        == (Bundle.open(source).manifest.files[bundle.manifest.embedding.file])
+    )
+    for dialect in DIALECTS:
+        graph = onnx.load(out / bundle.manifest.in_dialect(dialect).stage("head").graph)
+        onnx.checker.check_model(graph, full_check=True)
+        kinds = [node.op_type for node in graph.graph.node]
+        assert "Gemm" not in kinds
+        assert kinds.count("MatMul") == 1
+        with Session(in_dialect(out, dialect), open_backend(threads=1)) as session:
+            answer = session.ask("Is it red?", photos[:1], GenerationOptions(max_new_tokens=3))
+        assert answer.ids
+
+
+def test_a_head_that_stays_goes_on_reading_the_token_table(
+    tied_bundle: Path, samples: Samples, tmp_path: Path
+) -> None:
+    options = QuantisationOptions("int8", ("decoder", "head"), keep_high_precision=29)
+    report = quantise(tied_bundle, tmp_path / "out", samples, options)
+    assert not any(row.quantised for row in report.layers)
+    before, after = (Bundle.open(it).manifest for it in (tied_bundle, tmp_path / "out"))
+    assert after.stage("head").data == before.stage("head").data
+
+
+def test_every_part_of_a_head_is_quantised(
+    split_head: Path, samples: Samples, photos: list[Path], tmp_path: Path
+) -> None:
+    heads = [stage.name for stage in Bundle.open(split_head).manifest.heads]
+    assert len(heads) > 1
+    options = QuantisationOptions("int8", ("head",))
+    report = quantise(split_head, tmp_path / "out", samples, options)
+    assert [row.stage for row in sorted(report.layers, key=lambda row: row.stage)] == heads
+    assert [row.name for row in report.stages] == heads
+    assert all(row.mean_cosine > 0.999 for row in report.stages)
+    with Session.open(tmp_path / "out", threads=1) as session:
+        assert session.ask("Is it red?", photos[:1], GenerationOptions(max_new_tokens=3)).ids
 
 
 def test_fp16_bundles_keep_fp16_around_the_pairs(

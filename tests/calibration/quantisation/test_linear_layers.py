@@ -39,5 +39,10 @@ def test_the_towers_are_linear_layers_and_the_projectors_are_not(
 
 
 @pytest.mark.parametrize("dialect", ["portable", "native"])
-def test_the_head_has_none(two_dialects: Path, dialect: str) -> None:
+def test_the_head_is_one_if_it_is_asked_for(two_dialects: Path, dialect: str) -> None:
     assert names(two_dialects, "head", dialect) == []
+    graph = read_manifest(two_dialects).in_dialect(dialect).stage("head").graph
+    (head,) = linear_layers(ir.load(two_dialects / graph), frozenset({"head"}))
+    assert head.name == "lm_head.weight"
+    assert head.transposed
+    assert head.channels == read_manifest(two_dialects).text.hidden
