@@ -99,6 +99,19 @@ def _add_cuts(parser: argparse.ArgumentParser) -> None:
         "(default: the checkpoint's pruning_config.json, else both)",
     )
     parser.add_argument(
+        "--policy",
+        metavar="NAME",
+        help="prune by a rule that needs no training instead of ATP's modules: fastv, pyramiddrop, "
+        "vtw or topk, see docs/policies.md",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of --policy, such as ratio=0.75 or layers=8,16,24",
+    )
+    parser.add_argument(
         "--max-segment-bytes",
         type=_bytes,
         metavar="SIZE",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from atp_export.plan import ExportPlan, make_plan, plan_summary
+from atp_export.policies import POLICIES, Policy, atp_points, make_policy
 from atp_export.processor_files import processor_sources
 from atp_export.versions import package_versions
 from atp_export.workspace import record_file, work_key
@@ -16,6 +18,7 @@ from atp_models.atp import FILE_NAME as MODULES_NAME
 from atp_models.atp import AtpModules
 from atp_models.checkpoint import Checkpoint, check_tensors
 from atp_models.json_files import read_json
+from atp_models.pruning_config import FILE_NAME as CONFIG_NAME
 from atp_models.pruning_config import (
     PruningConfig,
     check_layers,
@@ -25,6 +28,8 @@ from atp_models.pruning_config import (
 from atp_runtime.errors import InputError
 
 CARD_NAME = "demo_card.json"
+POLICY = "policy"
+"""Field of `pruning_config.json`: a policy, whose settings the other fields then are."""
 UNTRAINED_NOTICE = (
     "The pruning modules are untrained: the checkpoint has no "
     f"{MODULES_NAME}, so thresholds are starting values and the answers of no known quality."
@@ -80,6 +85,9 @@ class ExportOptions:
         dense: One segment and no pruning.
         redundancy: What S_red is made of, see `PruningConfig`; None takes what the checkpoint
             says. Modules trained otherwise are taken as they are, with a notice.
+        policy: Prunes instead of ATP's modules, see `atp_export.policies`; None takes what
+            `pruning_config.json` says.
+        settings: Of the policy, as JSON values.
         max_tokens: Longest sequence; None is the model's own limit.
         max_segment_bytes: See `make_plan`.
     """
@@ -89,6 +97,8 @@ class ExportOptions:
     prune_at: Sequence[int] | None = None
     dense: bool = False
     redundancy: str | None = None
+    policy: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     max_segment_bytes: int | None = None
 
@@ -107,15 +117,17 @@ def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> 
     checkpoint = Checkpoint.open(checkpoint_path)
     spec = read_architecture(checkpoint)
     check_tensors(checkpoint, spec)
-    layers, redundancy = options.prune_at, options.redundancy
-    stored = None if options.dense else _pruning_config(checkpoint_path, layers, spec.text.layers)
-    config = stored if redundancy is None else _ablated(stored, redundancy)
+    policy = _policy(checkpoint_path, options)
+    config = stored = None
+    if policy is None and not options.dense:
+        stored = _pruning_config(checkpoint_path, options.prune_at, spec.text.layers)
+    config = stored if options.redundancy is None else _ablated(stored, options.redundancy)
+    points = policy.points(spec.text.layers) if policy else atp_points(config) if config else ()
     plan = make_plan(
         spec,
-        config,
+        points,
         precision=options.precision,
         dialect=options.dialect,
-        cut_at=config.layers if config else (),
         max_tokens=options.max_tokens,
         max_segment_bytes=options.max_segment_bytes,
     )
@@ -123,6 +135,32 @@ def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> 
     notices = [text for text in (_card_notice(checkpoint_path), notice) if text]
     notice = " ".join(notices) or None
     return ExportJob(checkpoint, plan, bundle, modules=modules, notice=notice)
+
+
+def _policy(checkpoint: Path, options: ExportOptions) -> Policy | None:
+    """What was asked for, or what the checkpoint says; None for ATP's modules."""
+    others = ("dense", "prune_at", "redundancy")
+    given = [name for name in others if getattr(options, name) not in (None, False)]
+    if options.policy is not None:
+        if given:
+            raise InputError(
+                f"--policy {options.policy} with --{given[0].replace('_', '-')}",
+                why="a policy says itself where and how tokens are dropped.",
+                fix="leave one of them away; layers are set with --set.",
+            )
+        return make_policy(options.policy, options.settings, "--set")
+    if options.settings:
+        raise InputError(
+            "--set without --policy",
+            why="it sets what a policy has.",
+            fix=f"name the policy: {', '.join(POLICIES)}.",
+        )
+    file = checkpoint / CONFIG_NAME
+    stored = read_json(file) if file.is_file() and not given else {}
+    if POLICY not in stored:
+        return None
+    settings = {name: value for name, value in stored.items() if name != POLICY}
+    return make_policy(str(stored[POLICY]), settings, str(file))
 
 
 def _pruning_config(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from atp_models.architecture import ModelSpec, TextSpec
-from atp_models.pruning_config import PruningConfig, check_layers
+from atp_models.pruning_config import check_layers
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import AxisRange, PruningPoint
 
@@ -89,11 +89,11 @@ class ExportPlan:
 
 def make_plan(
     spec: ModelSpec,
-    config: PruningConfig | None,
+    points: Sequence[PruningPoint] = (),
     *,
     precision: str,
     dialect: str,
-    cut_at: Sequence[int],
+    cut_at: Sequence[int] = (),
     max_tokens: int | None = None,
     max_segment_bytes: int | None = None,
 ) -> ExportPlan:
@@ -101,20 +101,23 @@ def make_plan(
 
     Args:
         spec: The model.
-        config: How the points prune; None cuts without pruning (every token passes).
+        points: Where and how visual tokens are dropped, ascending; the decoder is cut there.
         precision: "fp32" or "fp16".
         dialect: "portable", "native" or "both".
-        cut_at: Layers before which the decoder is cut, ascending; empty for one segment.
+        cut_at: Further layers before which it is cut, though nothing is pruned there.
         max_tokens: Longest sequence the axes allow; None is the model's own limit.
         max_segment_bytes: Segments with more weights than that are cut further, at layers where
             nothing is pruned, and so is the head along the vocabulary: a device with little
             memory can then build their engines.
 
     Raises:
-        InputError: A cut is outside the decoder, `max_tokens` is beyond the model's limit, or a
-            single layer has more than `max_segment_bytes`.
+        InputError: A point or cut is outside the decoder, `max_tokens` is beyond the model's limit,
+            or a single layer has more than `max_segment_bytes`.
     """
+    pruned = {point.before_layer: point for point in points}
+    check_layers(tuple(point.before_layer for point in points), spec.text.layers)
     check_layers(tuple(cut_at), spec.text.layers)
+    cuts = sorted({*pruned, *cut_at})
     limit = spec.text.max_positions
     longest = limit if max_tokens is None else max_tokens
     if not 1 <= longest <= limit:
@@ -123,29 +126,16 @@ def make_plan(
             why=f"the model's positions hold for 1 to {limit} tokens.",
             fix=f"choose a number up to {limit}, or leave the option away.",
         )
-    bounds = [0, *cut_at, spec.text.layers]
+    bounds = [0, *cuts, spec.text.layers]
     if max_segment_bytes is not None:
         bounds = _split(bounds, max_segment_bytes, _layer_bytes(spec, DTYPES[precision]))
     segments = tuple(
-        SegmentPlan(f"segment_{index}", first, last, _point(config, cut_at, last))
+        SegmentPlan(f"segment_{index}", first, last, pruned.get(last))
         for index, (first, last) in enumerate(pairwise(bounds))
     )
     dialects = BOTH_DIALECTS if dialect == "both" else (dialect,)
     heads = _heads(spec.text, max_segment_bytes, DTYPES[precision])
     return ExportPlan(spec, precision, dialects, segments, heads, _axes(spec, longest))
-
-
-def _point(
-    config: PruningConfig | None, cut_at: Sequence[int], before_layer: int
-) -> PruningPoint | None:
-    if config is None or before_layer not in cut_at:
-        return None
-    return PruningPoint(
-        before_layer=before_layer,
-        rule=config.rule,
-        parameters=config.rule_parameters(),
-        weights=f"points.{cut_at.index(before_layer)}.",
-    )
 
 
 def _layer_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:

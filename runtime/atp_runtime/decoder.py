@@ -25,7 +25,7 @@ from atp_runtime.decoder_parts import Segment, heads_side_by_side
 from atp_runtime.decoder_results import DecoderState, PointResult, PrefillResult, StageCall
 from atp_runtime.errors import InputError
 from atp_runtime.kv_cache import SegmentCache
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.manifest import LAST, PruningPoint
 from atp_runtime.selection import (
     FloatArray,
     IndexArray,
@@ -232,6 +232,7 @@ class SegmentedDecoder:
             inputs["hidden_states"] = flow
             scorer = self.scorer(visual, len(going))
             if stage.pruning:
+                scorer = scorer.last_row() if stage.pruning.queries == LAST else scorer
                 inputs |= space.write_scorer(scorer)
             outputs = space.outputs(segment.number, stage, len(going))
             self._run_segment(segment, inputs, outputs, len(going))

@@ -25,6 +25,7 @@ from atp_runtime.schema import from_json, to_json
 FORMAT = "atp-bundle"
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+TEXT, LAST = "text", "last"
 _REBUILD = "export the bundle again with atp-export."
 
 
@@ -59,12 +60,19 @@ class PruningPoint:
         rule: Name of the selection rule, see `atp_runtime.selection`.
         parameters: The rule's numbers, by name.
         weights: Prefix of the point's tensors in `Manifest.pruning_weights`, or None.
+        queries: Whose attention the cross scores are: `TEXT`, the mean of all text behind the last
+            image, or `LAST`, that of the last token alone.
     """
 
     before_layer: int
     rule: str
     parameters: Mapping[str, Any]
     weights: str | None = None
+    queries: str = TEXT
+
+    def __post_init__(self) -> None:
+        if self.queries not in (TEXT, LAST):
+            raise ValueError(f"queries {self.queries!r} are neither {TEXT!r} nor {LAST!r}")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from atp_export.describe_bundle import print_bundle
 from atp_export.describe_plan import print_plan
 from atp_export.footprint import predict_footprint
 from atp_export.plan import make_plan
+from atp_export.policies import atp_points
 from atp_export.tables import layer_range, megabytes, table
 from atp_models.architecture import ModelSpec
 from atp_models.pruning_config import PruningConfig
@@ -50,8 +51,8 @@ def manifest(tiny: Any) -> Manifest:
 
 
 def show_plan(spec: ModelSpec, screen: Screen, cut_at: tuple[int, ...]) -> None:
-    config = PruningConfig(layers=cut_at) if cut_at else None
-    plan = make_plan(spec, config, precision="fp16", dialect="portable", cut_at=cut_at)
+    points = atp_points(PruningConfig(layers=cut_at)) if cut_at else ()
+    plan = make_plan(spec, points, precision="fp16", dialect="portable")
     print_plan(plan, predict_footprint(plan), screen.console)
 
 

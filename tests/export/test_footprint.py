@@ -17,7 +17,7 @@ from atp_runtime.manifest import read_manifest
 
 def predicted(checkpoint: Path, precision: str, cut_at: tuple[int, ...] = ()) -> Footprint:
     spec = read_architecture(Checkpoint.open(checkpoint))
-    plan = make_plan(spec, None, precision=precision, dialect="portable", cut_at=cut_at)
+    plan = make_plan(spec, precision=precision, dialect="portable", cut_at=cut_at)
     return predict_footprint(plan)
 
 

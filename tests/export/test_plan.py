@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atp_export.plan import ExportPlan, make_plan, plan_summary
+from atp_export.policies import atp_points
 from atp_models.architecture import ModelSpec
 from atp_models.pruning_config import PruningConfig
 from atp_runtime.errors import InputError
@@ -25,9 +26,9 @@ def plan_of(
     prunes: bool = True,
     max_tokens: int | None = None,
 ) -> ExportPlan:
-    config = PruningConfig(layers=tuple(cut_at)) if prunes and cut_at else None
+    points = atp_points(PruningConfig(layers=tuple(cut_at))) if prunes and cut_at else ()
     return make_plan(
-        spec, config, precision="fp16", dialect="portable", cut_at=cut_at, max_tokens=max_tokens
+        spec, points, precision="fp16", dialect="portable", cut_at=cut_at, max_tokens=max_tokens
     )
 
 
@@ -56,7 +57,7 @@ def test_a_pruning_point_carries_the_rule_its_numbers_and_its_weights(spec: Mode
     config = PruningConfig(
         layers=(2, 3), redundancy="cross", lambda_sample=2.0, min_keep=4, max_keep=9
     )
-    plan = make_plan(spec, config, precision="fp32", dialect="native", cut_at=(2, 3))
+    plan = make_plan(spec, atp_points(config), precision="fp32", dialect="native")
     assert plan.segments[1].pruning == PruningPoint(
         before_layer=3,
         rule="atp",
@@ -88,15 +89,8 @@ LAYER = 2 * sum(
 def test_no_segment_exceeds_the_bytes_it_may_have_and_points_stay_where_they_are(
     spec: ModelSpec, cut_at: list[int], most: int
 ) -> None:
-    config = PruningConfig(layers=tuple(cut_at)) if cut_at else None
-    plan = make_plan(
-        spec,
-        config,
-        precision="fp16",
-        dialect="portable",
-        cut_at=cut_at,
-        max_segment_bytes=most,
-    )
+    points = atp_points(PruningConfig(layers=tuple(cut_at))) if cut_at else ()
+    plan = make_plan(spec, points, precision="fp16", dialect="portable", max_segment_bytes=most)
     covered = [layer for segment in plan.segments for layer in range(segment.first, segment.last)]
     assert covered == [0, 1, 2, 3]
     assert max(segment.last - segment.first for segment in plan.segments) * LAYER <= most
@@ -117,9 +111,7 @@ def test_heads_cover_the_vocabulary_once_in_parts_that_devices_can_address(
 ) -> None:
     most = LAYER + 1024 * kilobytes
     wide = replace(spec, text=replace(spec.text, vocabulary=5000))
-    plan = make_plan(
-        wide, None, precision="fp16", dialect="portable", cut_at=(), max_segment_bytes=most
-    )
+    plan = make_plan(wide, precision="fp16", dialect="portable", max_segment_bytes=most)
     rows = [row for head in plan.heads for row in range(head.first, head.last)]
     assert rows == list(range(5000))
     assert all(head.rows * 64 * 2 <= most for head in plan.heads)
@@ -134,14 +126,7 @@ def test_a_head_that_fits_is_one(spec: ModelSpec) -> None:
 
 def test_a_limit_below_one_layer_is_refused_with_the_least_there_is(spec: ModelSpec) -> None:
     with pytest.raises(InputError, match=f"--max-segment-bytes {LAYER - 1}") as caught:
-        make_plan(
-            spec,
-            None,
-            precision="fp16",
-            dialect="portable",
-            cut_at=(),
-            max_segment_bytes=LAYER - 1,
-        )
+        make_plan(spec, precision="fp16", dialect="portable", max_segment_bytes=LAYER - 1)
     assert str(LAYER) in caught.value.fix
 
 
@@ -196,8 +181,8 @@ def test_summaries_tell_different_plans_apart(spec: ModelSpec) -> None:
         plan_of(spec, (2,)),
         plan_of(spec, (2,), prunes=False),
         plan_of(spec, max_tokens=100),
-        make_plan(spec, None, precision="fp32", dialect="portable", cut_at=()),
-        make_plan(spec, None, precision="fp16", dialect="native", cut_at=()),
+        make_plan(spec, precision="fp32", dialect="portable"),
+        make_plan(spec, precision="fp16", dialect="native"),
     ]
     summaries = [plan_summary(plan) for plan in plans]
     assert all(a != b for i, a in enumerate(summaries) for b in summaries[:i])

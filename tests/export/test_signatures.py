@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from atp_export.plan import make_plan
+from atp_export.policies import atp_points
 from atp_export.signatures import (
     head_signature,
     plan_signatures,
@@ -66,7 +67,7 @@ def test_a_scored_segment_takes_weights_and_gives_two_float32_vectors(spec: Mode
 
 def test_a_plan_scores_where_it_prunes_and_nowhere_else(spec: ModelSpec) -> None:
     plan = make_plan(
-        spec, PruningConfig(layers=(1, 3)), precision="fp32", dialect="native", cut_at=(1, 3)
+        spec, atp_points(PruningConfig(layers=(1, 3))), precision="fp32", dialect="native"
     )
     signatures = plan_signatures(plan)
     assert list(signatures) == ["vision", "segment_0", "segment_1", "segment_2", "head"]

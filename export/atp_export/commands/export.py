@@ -19,6 +19,7 @@ from atp_export.layout import PARITY_REPORT
 from atp_export.parity import render_tree
 from atp_export.pipeline import ExportResult, export_bundle, parity_failure
 from atp_export.plan import plan_summary
+from atp_export.policies import read_settings
 from atp_export.progress import make_reporter
 from atp_export.signatures import plan_signatures
 from atp_runtime.cli.command import print_json
@@ -36,6 +37,8 @@ def run(options: argparse.Namespace) -> int:
             prune_at=options.prune_at,
             dense=options.dense,
             redundancy=options.redundancy,
+            policy=options.policy,
+            settings=read_settings(options.set),
             max_tokens=options.max_tokens,
             max_segment_bytes=options.max_segment_bytes,
         ),

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 
 from PIL import Image
 
 from atp_runtime.answer import Answer
 from atp_runtime.cli.command import InterruptedWorkError, print_error, print_json, print_note
+from atp_runtime.cli.run_progress import run_progress
 from atp_runtime.errors import InputError
 from atp_runtime.evaluation.data_file import Document
 from atp_runtime.evaluation.draw import draw
 from atp_runtime.evaluation.formats.format import ReadOptions
 from atp_runtime.evaluation.formats.registry import find_format, read_dataset
 from atp_runtime.evaluation.json_files import write_whole
-from atp_runtime.evaluation.progress import progress_stream
 from atp_runtime.evaluation.question import EmbeddedImage
 from atp_runtime.images import load_image
 from atp_runtime.manifest import read_manifest
@@ -28,7 +26,6 @@ from atp_runtime.profiling.measure import ProfilePlan, RunBy, measure_profile
 from atp_runtime.profiling.profile_file import FILE, Profile, write_profile
 from atp_runtime.profiling.text_report import text_report
 from atp_runtime.profiling.timed_turn import Question
-from atp_runtime.progress_line import ProgressLine
 from atp_runtime.pruning_view import draw_answer, pruned_images
 from atp_runtime.schema import to_json
 
@@ -42,7 +39,7 @@ def profile_answers(options: argparse.Namespace) -> int:
     output: Path = options.output or Path(f"profile-{options.bundle.resolve().name}")
     _check_writable(output)
     run_by = RunBy(options.backend, options.threads, options.cuda_graphs)
-    measured = measure_profile(options.bundle, plan, run_by, _progress(quiet=options.quiet))
+    measured = measure_profile(options.bundle, plan, run_by, run_progress(quiet=options.quiet))
     profile = measured.profile
     write_whole(output / CSV, profile_csv(profile))
     write_whole(output / HTML, html_report(profile, _pictures(options.bundle, measured.answer)))
@@ -121,15 +118,3 @@ def _check_writable(output: Path) -> None:
             why="the profile cannot be written there.",
             fix="choose another directory with --output.",
         ) from error
-
-
-def _progress(*, quiet: bool) -> Callable[[int, int], None]:
-    line = ProgressLine(progress_stream(quiet=quiet), monotonic())
-
-    def tell(done: int, total: int) -> None:
-        if line.is_due(monotonic(), last=done == total):
-            line.tell(f"run {done} of {total}")
-        if done == total:
-            line.end()
-
-    return tell

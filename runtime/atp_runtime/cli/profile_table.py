@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from atp_runtime.backends import open_backend
 from atp_runtime.bundle import Bundle
 from atp_runtime.cli.command import print_json, print_note
+from atp_runtime.cli.run_progress import run_progress
 from atp_runtime.errors import InputError
 from atp_runtime.latency.sweep import default_tokens, measure
 from atp_runtime.latency.table import (
@@ -35,7 +35,7 @@ def profile_table(options: argparse.Namespace) -> int:
     )
     with Session(bundle, backend) as session:
         tokens = options.tokens or default_tokens(session.model)
-        told = _quiet if options.quiet else _progress()
+        told = run_progress(quiet=options.quiet)
         table = measure(session, bundle, setting, tokens, options.runs, options.warmup, told)
     write_table(path, table)
     if options.json:
@@ -85,20 +85,3 @@ def _check_writable(path: Path) -> None:
             why="the table cannot be written there.",
             fix="choose another file with --output.",
         ) from error
-
-
-def _quiet(_done: int, _rounds: int) -> None:
-    pass
-
-
-def _progress() -> Callable[[int, int], None]:
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-
-    def tell(done: int, rounds: int) -> None:
-        if terminal:
-            end = "\n" if done == rounds else ""
-            print(f"\rround {done} of {rounds}", end=end, file=sys.stderr, flush=True)
-        elif done in (1, rounds // 2, rounds):
-            print_note(f"round {done} of {rounds}")
-
-    return tell

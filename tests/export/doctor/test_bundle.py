@@ -271,7 +271,7 @@ def test_memory_that_cannot_be_told_is_a_finding_of_every_stage(
 
 def test_running_needs_what_the_exporter_predicts(tiny: Any) -> None:
     spec = read_architecture(Checkpoint.open(tiny.checkpoint))
-    plan = make_plan(spec, None, precision="fp32", dialect="portable", cut_at=(1, 2, 3))
+    plan = make_plan(spec, precision="fp32", dialect="portable", cut_at=(1, 2, 3))
     predicted = predict_footprint(plan)
     needs = run_needs(read_manifest(tiny.bundle))
     assert needs.caches == predicted.cache_bytes_per_token * needs.tokens
