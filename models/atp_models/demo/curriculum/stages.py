@@ -104,7 +104,7 @@ STAGES = (
     Stage("13-dropped", Dropped(3e-4), steps=250, rows=3, captions=False, seed=5),
     Stage("14-thresholds", Fit(keep=(140, 48, 30)), steps=0, rows=128),
     Stage("15-cut", Cut(40), steps=0, rows=0),
-    Stage("16-dropped", Dropped(3e-4), steps=90, rows=3, captions=False, seed=6),
+    Stage("16-both", Dropped(4e-4, unpruned=0.5), steps=400, rows=4, captions=False, seed=6),
     Stage("17-thresholds", Fit(keep=(140, 48, 30)), steps=0, rows=128),
 )
 
