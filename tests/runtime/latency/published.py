@@ -61,7 +61,8 @@ def manifest_of(
     vision = Stage("vision", "vision", "vision", ("vision",), (), ())
     hidden_states = TensorSpec("hidden_states", "float16", (1, "tokens", hidden))
     logits = TensorSpec("logits", "float32", (1, VOCABULARY))
-    head = Stage("head", "head", "head", (), (hidden_states,), (logits,))
+    files["head"] = FileRecord(2 * hidden * VOCABULARY, "")
+    head = Stage("head", "head", "head", ("head",), (hidden_states,), (logits,))
     return Manifest(
         "atp-bundle", 0, "fp16", "portable", 18, text,
         VisionModel((336, 336), (24, 24), 576, 0, 0, 9),
