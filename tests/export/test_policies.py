@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atp_export.cli import main as atp_export
 from atp_export.job import ExportJob
 from atp_export.policies import POLICIES, Policy, make_policy, read_settings
 from atp_runtime.errors import InputError
@@ -159,6 +160,27 @@ def test_a_policy_that_is_none_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=told):
         make_job(**options)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--policy", "fastv", "--set", "layer=1", "--set", "ratio=0.75"),
+        ("--policy", "pyramiddrop"),
+        ("--policy", "vtw"),
+        ("--policy", "topk", "--set", "keep=9,3", "--set", "layers=1,2", "--set", "queries=last"),
+    ],
+    ids=lambda words: words[1],
+)
+def test_bundles_compute_what_the_pruned_checkpoint_does(
+    tiny: Any, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    out = tmp_path / "bundle"
+    assert (
+        atp_export([str(tiny.checkpoint), str(out), "--precision", "fp32", "--quiet", *words]) == 0
+    )
+    parity = json.loads((out / "reports" / "parity.json").read_text())
+    assert parity["passed"] is True
 
 
 def test_settings_are_read_from_words() -> None:
