@@ -261,6 +261,12 @@ class Selectors:
         file = manifest.pruning_weights
         return cls(points, load_pruning_weights(bundle / file) if file else {})
 
+    @classmethod
+    def keeping_all(cls, manifest: Manifest) -> Selectors:
+        """Those that drop nothing, at a bundle's pruning points."""
+        layers = (stage.pruning.before_layer for stage in manifest.segments if stage.pruning)
+        return cls([PruningPoint(layer, "keep_all", {}) for layer in layers], {})
+
     @property
     def keeps_all(self) -> bool:
         """Whether no point ever drops a token, as in a dense bundle."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atp_runtime.backends.base import item_size
+from atp_runtime.latency.memory import weight_bytes
 from atp_runtime.manifest import Manifest, Stage
 from atp_runtime.statistics import cached_bytes, segment_flops
 
@@ -31,7 +32,7 @@ def stage_work(manifest: Manifest, stage: Stage, tokens: int, past: int = 0) -> 
         tokens: New positions; of the vision stage, the features of its images; of a head, 1.
         past: Cached positions that a segment reads.
     """
-    moved = weight_bytes(manifest, stage)
+    moved = _weights_read(manifest, stage)
     if stage.kind == "segment":
         operations = segment_flops(manifest.text, stage, tokens, past)
         return Work(operations, moved + (tokens + past) * cached_bytes(manifest, stage))
@@ -42,9 +43,9 @@ def stage_work(manifest: Manifest, stage: Stage, tokens: int, past: int = 0) -> 
     return Work(2.0 * tokens * moved / item_size(manifest.hidden_dtype), moved)
 
 
-def weight_bytes(manifest: Manifest, stage: Stage) -> int:
+def _weights_read(manifest: Manifest, stage: Stage) -> int:
     """Bytes of the weights that a run reads."""
     if manifest.embedding.file in stage.data:  # a tied head reads it, perhaps a part of it
         rows = int(stage.outputs[0].shape[-1])
         return rows * manifest.text.hidden * item_size(manifest.hidden_dtype)
-    return sum(manifest.files[name].bytes for name in stage.data)
+    return weight_bytes(manifest, stage)

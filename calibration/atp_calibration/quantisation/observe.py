@@ -18,7 +18,6 @@ from atp_calibration.samples import LEAST, Sample
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError
 from atp_runtime.generation import GenerationOptions
-from atp_runtime.manifest import PruningPoint
 from atp_runtime.selection import Selectors
 from atp_runtime.session import Session
 
@@ -107,14 +106,10 @@ class _Pass:
     def _compare(self, samples: Sequence[Sample]) -> None:
         """Runs the same samples with nothing pruned, beside what is gathered."""
         model, backend = self._session.model, self._backend
-        layers = [stage.pruning.before_layer for stage in model.manifest.segments if stage.pruning]
-        if not layers:
+        if not any(stage.pruning for stage in model.manifest.segments):
             return
         self._statistics.pruned = spreads(self._statistics.seen)
-        own, model.select = (
-            model.select,
-            Selectors([PruningPoint(it, "keep_all", {}) for it in layers], {}),
-        )
+        own, model.select = model.select, Selectors.keeping_all(model.manifest)
         backend.seen, backend.remembers = {}, False
         try:
             for sample in samples:

@@ -62,12 +62,12 @@ def _cut_short(profile: Profile, plan: ProfilePlan) -> InterruptedWorkError:
 
 
 def _plan(options: argparse.Namespace) -> ProfilePlan:
-    given = [name for name, value in (("--tokens", options.tokens),) if value]
+    wrong = "--tokens with a question" if options.tokens else None
     if options.data and (options.image or options.prompt):
-        given.append("--data with --image or --prompt")
-    if given:
+        wrong = "--data with --image or --prompt"
+    if wrong:
         raise InputError(
-            given[0],
+            wrong,
             why="a question is measured as it is, and data has its own.",
             fix="choose one of --image and --prompt, --data, and --tokens.",
         )

@@ -18,7 +18,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.evaluation.machine import this_machine
 from atp_runtime.generation import GenerationOptions
 from atp_runtime.latency.table import Setting, graphs_hash, this_setting
-from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.manifest import Manifest
 from atp_runtime.profiling.aggregate import make_mode
 from atp_runtime.profiling.ceiling import measure_ceiling
 from atp_runtime.profiling.memory_trace import trace_memory
@@ -189,7 +189,7 @@ class _Runs:
                         self._spans[mode].append(span)
                 told(number + 1, total)
         except KeyboardInterrupt:
-            if not self.turns:
+            if len(self.turns) < len(self._rules):
                 raise
             return False
         return True
@@ -217,9 +217,7 @@ class _Runs:
 def _rules(session: Session) -> dict[str, SelectTokens]:
     """Of each mode; one that drops nothing is the dense one."""
     select = session.model.select
-    stages = session.model.manifest.segments
-    layers = [stage.pruning.before_layer for stage in stages if stage.pruning]
-    everything = Selectors([PruningPoint(layer, "keep_all", {}) for layer in layers], {})
+    everything = Selectors.keeping_all(session.model.manifest)
     if keeps_all(select):
         return {DENSE: everything}
     return {DENSE: everything, PRUNED: select}
