@@ -62,10 +62,10 @@ class SegmentedDecoder:
 
     Attributes:
         scorer: Says whom the scorers ask in a prefill, from its visual tokens and the number of
-            all. May be replaced, to prune by another rule.
+            all. None, as the pruning points say; may be set, to prune by another rule.
     """
 
-    scorer: Callable[[VisualTokens, int], Scorer]
+    scorer: Callable[[VisualTokens, int], Scorer] | None
 
     def __init__(self, bundle: Bundle, backend: Backend, capacity: int) -> None:
         manifest = bundle.manifest
@@ -93,7 +93,7 @@ class SegmentedDecoder:
         self._space = self._workspace(1)
         self._position = 0
         self._runs: list[_Run] = []
-        self.scorer = Scorer.for_sequence
+        self.scorer = None
 
     def __enter__(self) -> SegmentedDecoder:
         """Returns itself; `close` is called at the end of the block."""
@@ -230,9 +230,8 @@ class SegmentedDecoder:
             positions = self._position + going
             inputs = space.write_sequence(keep, positions, segment.cache.length)
             inputs["hidden_states"] = flow
-            scorer = self.scorer(visual, len(going))
+            scorer = self._asked(stage.pruning, visual, len(going))
             if stage.pruning:
-                scorer = scorer.last_row() if stage.pruning.queries == LAST else scorer
                 inputs |= space.write_scorer(scorer)
             outputs = space.outputs(segment.number, stage, len(going))
             self._run_segment(segment, inputs, outputs, len(going))
@@ -248,6 +247,12 @@ class SegmentedDecoder:
         logits = self._run_head(space.last_hidden_state(len(self._segments), len(going)))
         self._position += len(chunk)
         return PrefillResult(logits, tuple(points), self.calls)
+
+    def _asked(self, point: PruningPoint | None, visual: VisualTokens, tokens: int) -> Scorer:
+        if self.scorer is not None:
+            return self.scorer(visual, tokens)
+        asked = Scorer.for_sequence(visual, tokens)
+        return asked.last_row() if point and point.queries == LAST else asked
 
     def _decode(self, hidden: npt.NDArray[Any]) -> FloatArray:
         self._runs = []

@@ -76,14 +76,13 @@ class PruningChoice:
             own = model.select
             return lambda _question: own
         if self.rule == "keep_all":
-            layers = (point.before_layer for point in points)
-            everything = Selectors([PruningPoint(it, "keep_all", {}) for it in layers], {})
+            everything = Selectors.keeping_all(manifest)
             return lambda _question: everything
         self._check(points, manifest.vision.tokens)
         keep = {point.before_layer: it for point, it in zip(points, self.keep, strict=True)}
         if self.rule in _TOP_K:
-            if self.rule == "last_row":
-                model.decoder.scorer = last_row
+            # Whatever the bundle's own points ask.
+            model.decoder.scorer = last_row if self.rule == "last_row" else Scorer.for_sequence
             best = _top_k(keep, _TOP_K[self.rule])
             return lambda _question: best
         return self._blind(manifest, keep, seed)

@@ -1,14 +1,18 @@
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from atp_models.random_configs import tiny_config
+from atp_runtime.backends import open_backend
+from atp_runtime.bundle import Bundle
 from atp_runtime.chunk import Chunk
 from atp_runtime.errors import InputError
 from atp_runtime.evaluation.pruning_choice import RULES, PruningChoice, last_row
 from atp_runtime.generation import GenerationOptions
+from atp_runtime.manifest import LAST
 from atp_runtime.selection import keeps_all
 from atp_runtime.session import Session
 from atp_runtime.workspace import Scorer
@@ -149,3 +153,21 @@ def test_numbers_and_rule_are_refused_when_they_do_not_go_together() -> None:
         PruningChoice("random")
     with pytest.raises(InputError, match="--keep with the rule keep_all"):
         PruningChoice("keep_all", (3,))
+
+
+def test_rules_that_ask_all_text_do_so_whatever_the_bundle_s_points_ask(
+    kept, tiny_bundle: Path, photos: list[Path]
+) -> None:
+    expected = kept(PruningChoice("cross", KEEP))
+    bundle = Bundle.open(tiny_bundle)
+    stages = tuple(
+        replace(it, pruning=replace(it.pruning, queries=LAST)) if it.pruning else it
+        for it in bundle.manifest.stages
+    )
+    asking_last = Bundle(bundle.root, replace(bundle.manifest, stages=stages))
+    with Session(asking_last, open_backend(threads=1)) as other:
+        other.model.select = PruningChoice("cross", KEEP).apply(other.model, 0)("1")
+        answer = other.ask("What is this?", photos[:1], ONE)
+    patch = 4 * answer.chunk.row + answer.chunk.column
+    visual = answer.chunk.image >= 0
+    assert [patch[it.kept[visual[it.kept]]].tolist() for it in answer.points] == expected
