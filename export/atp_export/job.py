@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atp_export.plan import ExportPlan, make_plan, plan_summary
-from atp_export.policies import POLICIES, Policy, atp_points, make_policy
+from atp_export.policies import Policy, atp_points, make_policy, policy_names
 from atp_export.processor_files import processor_sources
 from atp_export.versions import package_versions
 from atp_export.workspace import record_file, work_key
@@ -153,7 +153,7 @@ def _policy(checkpoint: Path, options: ExportOptions) -> Policy | None:
         raise InputError(
             "--set without --policy",
             why="it sets what a policy has.",
-            fix=f"name the policy: {', '.join(POLICIES)}.",
+            fix=f"name the policy: {', '.join(policy_names())}.",
         )
     file = checkpoint / CONFIG_NAME
     stored = read_json(file) if file.is_file() and not given else {}

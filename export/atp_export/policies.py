@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from atp_models.pruning_config import PruningConfig, default_layers
+from atp_runtime import registered
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import LAST, TEXT, PruningPoint
+from atp_runtime.manifest import LAST, QUERIES, RATERS, TEXT, PruningPoint
+from atp_runtime.pruning_rules import SCORES
 from atp_runtime.schema import from_json
 
 _FIX = "see docs/policies.md for the policies and their settings."
 
 
+@dataclass(frozen=True)
 class Policy(ABC):
     """Where and how visual tokens are dropped."""
 
@@ -101,8 +104,8 @@ class TopK(Policy):
     Attributes:
         keep: How many stay at each point; None keeps half of those that are left.
         layers: Where; None is where ATP-LLaVA prunes.
-        score: "self", "cross" or "mean", see `atp_runtime.pruning_rules.TopK`.
-        queries: Whose attention "cross" is: of all "text" behind the image, or of its "last" token.
+        score: One of `SCORES`, see `atp_runtime.pruning_rules.TopK`.
+        queries: Whose attention "cross" is, see `atp_runtime.manifest.PruningPoint`.
     """
 
     keep: tuple[int, ...] | None = None
@@ -111,10 +114,10 @@ class TopK(Policy):
     queries: str = TEXT
 
     def __post_init__(self) -> None:
-        if self.score not in ("self", "cross", "mean"):
-            raise ValueError(f"score {self.score!r} is none of self, cross, mean")
-        if self.queries not in (TEXT, LAST):
-            raise ValueError(f"queries {self.queries!r} are neither {TEXT!r} nor {LAST!r}")
+        if self.score not in SCORES:
+            raise ValueError(f"score {self.score!r} is none of {', '.join(SCORES)}")
+        if self.queries not in QUERIES:
+            raise ValueError(f"queries {self.queries!r} is none of {', '.join(QUERIES)}")
         if self.keep is not None and list(self.keep) != sorted(self.keep, reverse=True):
             raise ValueError(f"keep {list(self.keep)} rises: dropped tokens do not come back")
 
@@ -138,32 +141,87 @@ class TopK(Policy):
         return {**how_many, "score": self.score}
 
 
+@dataclass(frozen=True)
+class RandomTokens(TopK):
+    """Any tokens, others for each image: what every rule must beat."""
+
+    score: str = "random"
+
+
+@dataclass(frozen=True)
+class UniformGrid(TopK):
+    """Tokens that lie evenly on the image, the same for all questions."""
+
+    score: str = "grid"
+
+
+@dataclass(frozen=True)
+class SparseVlm(TopK):
+    """SparseVLM (arXiv 2410.04417): by what the words that resemble the image attend to.
+
+    The paper's counts are of 576 tokens; its recycling of dropped tokens is not there yet.
+
+    Attributes:
+        keep: How many stay at each point; None is the paper's 300, 200 and 110.
+        layers: Where; None is behind the paper's layers 2, 6 and 15 of 32, at this depth.
+        score: Its own.
+        queries: Its raters.
+    """
+
+    score: str = "cross"
+    queries: str = RATERS
+
+    def points(self, depth: int) -> tuple[PruningPoint, ...]:
+        """A point per layer; the paper's that fall together are one."""
+        usual = sorted({min(max(round(depth * at / 32), 1), depth - 1) for at in (3, 7, 16)})
+        layers = self.layers or tuple(usual)
+        keep = self.keep or (300, 200, 110)[-len(layers) :]
+        return TopK(keep, layers, self.score, self.queries).points(depth)
+
+
 POLICIES: Mapping[str, type[Policy]] = {
     "fastv": FastV,
     "pyramiddrop": PyramidDrop,
+    "sparsevlm": SparseVlm,
     "vtw": Vtw,
     "topk": TopK,
+    "random": RandomTokens,
+    "uniform": UniformGrid,
 }
+
+
+def policy_names() -> list[str]:
+    """Of all policies, those of other packages last."""
+    return [*POLICIES, *registered.registered_names(registered.POLICIES)]
 
 
 def make_policy(name: str, settings: Mapping[str, Any], source: str) -> Policy:
     """A policy with its settings; what is not set is as its paper has it.
 
     Args:
-        name: A key of `POLICIES`.
+        name: A key of `POLICIES`, or what another package registers.
         settings: By the names of its attributes, as JSON values.
         source: Where they come from, for messages.
 
     Raises:
         InputError: There is no such policy or setting, or a value makes no sense.
     """
-    if name not in POLICIES:
+    kind: type[Policy] | None = POLICIES.get(name)
+    kind = kind or registered.load_registered(registered.POLICIES, name, Policy)
+    if kind is None:
         raise InputError(
             f"{source}: unknown policy {name!r}",
-            why=f"the policies that need no training are {', '.join(POLICIES)}.",
+            why=f"the policies that need no training are {', '.join(policy_names())}.",
             fix=f"{_FIX[:-1]}; without --policy, ATP's modules decide.",
         )
-    return from_json(POLICIES[name], dict(settings), source=f"{source}, policy {name}", fix=_FIX)
+    # A list of one is written like a number: --set keep=64.
+    lists = {it.name for it in fields(kind) if "tuple" in str(it.type)}
+    value = {
+        key: [given] if key in lists and not isinstance(given, list | None) else given
+        for key, given in settings.items()
+    }
+    policy: Policy = from_json(kind, value, source=f"{source}, policy {name}", fix=_FIX)
+    return policy
 
 
 def read_settings(words: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Everything is float32, one sequence at a time, on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from atp_models.quiet import quiet_transformers
 from atp_models.reference_layers import ATTENTION, LayerRunner, LayerStep, Tokens
+from atp_models.reference_queries import asked_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +88,14 @@ class LlavaReference:
         """A new sequence through Transformers' own forward."""
         return DenseRun(self.model)
 
-    def pruned(self, points: Collection[int] = ()) -> PrunedRun:
+    def pruned(self, points: Mapping[int, str] | None = None) -> PrunedRun:
         """A new sequence through the pruned decoder.
 
         Args:
-            points: Layers before which tokens may be dropped, and scores are computed.
+            points: Layers before which tokens may be dropped, and whose attention the scores
+                there ask for, see `asked_tokens`.
         """
-        return PrunedRun(self.model, points)
+        return PrunedRun(self.model, points or {})
 
     def see(self, pixel_values: Tensor) -> VisionStep:
         """Runs the vision tower and the projector on [images, 3, height, width]."""
@@ -158,12 +160,12 @@ class PrunedRun:
     chunk goes on at the position where the unpruned sequence ends.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration, points: Collection[int]) -> None:
+    def __init__(self, model: LlavaForConditionalGeneration, points: Mapping[int, str]) -> None:
         self._reference = LlavaReference(model)
         decoder = model.model.language_model
         self._layers = decoder.layers
         self._runner = LayerRunner(decoder.rotary_emb)
-        self._points = frozenset(points)
+        self._points = points
         self._position = 0
 
     def forward(
@@ -180,11 +182,16 @@ class PrunedRun:
         positions = torch.arange(self._position, self._position + hidden.shape[1])
         self._position += hidden.shape[1]
         tokens, steps = Tokens(positions, visual), []
+        asked = {
+            layer: positions[asked_tokens(queries, hidden, visual)]
+            for layer, queries in self._points.items()
+        }
         for number, layer in enumerate(self._layers):
             if keep and number in keep:
                 hidden, tokens = hidden[:, keep[number]], tokens.keep(keep[number])
-            scored = number + 1 in self._points
-            steps.append(self._runner.run(layer, hidden, tokens, scored=scored))
+            who = asked.get(number + 1)
+            among = None if who is None else torch.isin(tokens.positions, who)
+            steps.append(self._runner.run(layer, hidden, tokens, among))
             hidden = steps[-1].left
         return PrunedStep(tuple(steps), self._reference.head(hidden))
 

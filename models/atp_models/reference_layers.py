@@ -23,12 +23,14 @@ class Scores:
     Attributes:
         own: S_self [kept]: mean over the visual queries of q . k / sqrt(head_dim), before the
             softmax and without a causal mask; 0 without visual tokens.
-        cross: S_cross [kept]: mean over the text rows after the last visual token of the
-            attention weights; 0 without either.
+        cross: S_cross [kept]: mean over the rows that were asked of the attention weights; 0
+            without any.
+        asked: bool [kept], those rows.
     """
 
     own: Tensor
     cross: Tensor
+    asked: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +85,16 @@ class LayerRunner:
         self._cache = DynamicCache()
 
     @torch.inference_mode()
-    def run(self, layer: nn.Module, hidden: Tensor, tokens: Tokens, *, scored: bool) -> LayerStep:
+    def run(
+        self, layer: nn.Module, hidden: Tensor, tokens: Tokens, asked: Tensor | None = None
+    ) -> LayerStep:
         """Runs one layer on one chunk.
 
         Args:
             layer: A decoder layer of Transformers, its attention `ATTENTION`.
             hidden: [1, kept, hidden].
             tokens: What they are.
-            scored: Whether to compute `Scores`.
+            asked: bool [kept], whose attention `Scores.cross` averages; None computes no scores.
         """
         attention: Any = layer.self_attn
         past = self._cache.get_seq_length(attention.layer_idx)
@@ -110,15 +114,18 @@ class LayerRunner:
             kv[:, :, past:].transpose(1, 2).clone() for kv in (cached.keys, cached.values)
         )
         query, scores = seen["q_proj"], None
-        if scored:
+        if asked is not None:
             heads = torch.unflatten(query, 2, (-1, attention.head_dim)).transpose(1, 2)
             rotated, _ = apply_rotary_pos_emb(heads, heads, *rotation)
             weights = seen["attention"][..., past:]
-            scores = attention_scores(rotated, cached.keys[:, :, past:], weights, tokens.visual)
+            keys = cached.keys[:, :, past:]
+            scores = attention_scores(rotated, keys, weights, tokens.visual, asked)
         return LayerStep(tokens, hidden, left, query, key, value, scores)
 
 
-def attention_scores(query: Tensor, key: Tensor, weights: Tensor, visual: Tensor) -> Scores:
+def attention_scores(
+    query: Tensor, key: Tensor, weights: Tensor, visual: Tensor, asked: Tensor
+) -> Scores:
     """S_self and S_cross, from whole matrices.
 
     Args:
@@ -126,16 +133,16 @@ def attention_scores(query: Tensor, key: Tensor, weights: Tensor, visual: Tensor
         key: [1, kv_heads, kept, head_dim], after RoPE.
         weights: Attention [1, heads, kept, kept] of the chunk to itself, after the softmax.
         visual: bool [kept].
+        asked: bool [kept], see `LayerRunner.run`.
     """
     nothing = torch.zeros(visual.shape[0])
     if not bool(visual.any()):
-        return Scores(nothing, nothing)
+        return Scores(nothing, nothing, torch.zeros_like(visual))
     groups = query.shape[1] // key.shape[1]
     products = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3)
     own = (products / query.shape[3] ** 0.5)[0].mean(0)[visual].mean(0)
-    last = int(visual.nonzero()[-1])
-    after = weights[0].mean(0)[last + 1 :]
-    return Scores(own, after.mean(0) if len(after) else nothing)
+    cross = weights[0].mean(0)[asked].mean(0) if bool(asked.any()) else nothing
+    return Scores(own, cross, asked)
 
 
 def _causal_mask(positions: Tensor, past: int) -> Tensor:

@@ -25,7 +25,8 @@ from atp_runtime.decoder_parts import Segment, heads_side_by_side
 from atp_runtime.decoder_results import DecoderState, PointResult, PrefillResult, StageCall
 from atp_runtime.errors import InputError
 from atp_runtime.kv_cache import SegmentCache
-from atp_runtime.manifest import LAST, PruningPoint
+from atp_runtime.manifest import LAST, RATERS, PruningPoint
+from atp_runtime.raters import raters
 from atp_runtime.selection import (
     FloatArray,
     IndexArray,
@@ -86,6 +87,8 @@ class SegmentedDecoder:
                 heads.append((stage, graph))
             self._loaded = loaded.pop_all()
         self._segments = tuple(segments)
+        points = [segment.stage.pruning for segment in segments]
+        self._rated = any(point is not None and point.queries == RATERS for point in points)
         vocabulary = manifest.text.vocabulary
         self._logits = backend.allocate_shared(vocabulary * 4).array((1, vocabulary), "float32")
         self._heads = heads_side_by_side(heads, self._logits)
@@ -224,13 +227,14 @@ class SegmentedDecoder:
         self._backend.write(flow, hidden)
         going = np.arange(len(chunk))
         keep, visual = going, chunk.visual()
+        judges = raters(hidden[0], visual.index) if self._rated else visual.index[:0]
         points = []
         for segment in self._segments:
             going, stage = going[keep], segment.stage
             positions = self._position + going
             inputs = space.write_sequence(keep, positions, segment.cache.length)
             inputs["hidden_states"] = flow
-            scorer = self._asked(stage.pruning, visual, len(going))
+            scorer = self._asked(stage.pruning, visual, len(going), np.searchsorted(going, judges))
             if stage.pruning:
                 inputs |= space.write_scorer(scorer)
             outputs = space.outputs(segment.number, stage, len(going))
@@ -248,11 +252,15 @@ class SegmentedDecoder:
         self._position += len(chunk)
         return PrefillResult(logits, tuple(points), self.calls)
 
-    def _asked(self, point: PruningPoint | None, visual: VisualTokens, tokens: int) -> Scorer:
+    def _asked(
+        self, point: PruningPoint | None, visual: VisualTokens, tokens: int, judges: IndexArray
+    ) -> Scorer:
         if self.scorer is not None:
             return self.scorer(visual, tokens)
         asked = Scorer.for_sequence(visual, tokens)
-        return asked.last_row() if point and point.queries == LAST else asked
+        if point is None or point.queries not in (LAST, RATERS):
+            return asked
+        return asked.last_row() if point.queries == LAST else asked.asking(judges)
 
     def _decode(self, hidden: npt.NDArray[Any]) -> FloatArray:
         self._runs = []

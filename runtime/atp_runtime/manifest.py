@@ -25,7 +25,7 @@ from atp_runtime.schema import from_json, to_json
 FORMAT = "atp-bundle"
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
-TEXT, LAST = "text", "last"
+QUERIES = TEXT, LAST, RATERS = "text", "last", "raters"
 _REBUILD = "export the bundle again with atp-export."
 
 
@@ -61,7 +61,8 @@ class PruningPoint:
         parameters: The rule's numbers, by name.
         weights: Prefix of the point's tensors in `Manifest.pruning_weights`, or None.
         queries: Whose attention the cross scores are: `TEXT`, the mean of all text behind the last
-            image, or `LAST`, that of the last token alone.
+            image; `LAST`, that of the last token alone; `RATERS`, the mean of the text that
+            resembles the image most, see `atp_runtime.raters`.
     """
 
     before_layer: int
@@ -71,8 +72,8 @@ class PruningPoint:
     queries: str = TEXT
 
     def __post_init__(self) -> None:
-        if self.queries not in (TEXT, LAST):
-            raise ValueError(f"queries {self.queries!r} are neither {TEXT!r} nor {LAST!r}")
+        if self.queries not in QUERIES:
+            raise ValueError(f"queries {self.queries!r} is none of {', '.join(QUERIES)}")
 
 
 @dataclass(frozen=True)

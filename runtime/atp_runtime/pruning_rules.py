@@ -15,9 +15,12 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from atp_runtime import atp
+from atp_runtime import atp, registered
+from atp_runtime.blind_order import random_order, spread_order
 from atp_runtime.errors import InputError
 
+SCORES = ("self", "cross", "mean", "random", "grid")
+"""What `TopK` ranks by."""
 _FIX = "export the bundle again with atp-export."
 
 
@@ -203,8 +206,9 @@ class TopK(FixedRule):
     Attributes:
         keep: How many stay; either this or `ratio` is given.
         ratio: Which share of those still alive stays, rounded to the nearest (a half up).
-        score: "self", "cross", or "mean" of both, each scaled to 0..1. Without text after
-            the image, "self" stands in for the others.
+        score: One of `SCORES`: "self", "cross", or "mean" of both, each scaled to 0..1; without
+            text after the image, "self" stands in for these. "random" and "grid" look at none:
+            any tokens, others for other images, or such as lie evenly on the image.
     """
 
     keep: int | None = None
@@ -219,8 +223,8 @@ class TopK(FixedRule):
             raise ValueError(f"keep is {self.keep}, it must be 0 or more")
         if self.ratio is not None and not 0 <= self.ratio <= 1:
             raise ValueError(f"ratio is {self.ratio}, it must be from 0 to 1")
-        if self.score not in ("self", "cross", "mean"):
-            raise ValueError(f"score {self.score!r} is none of self, cross, mean")
+        if self.score not in SCORES:
+            raise ValueError(f"score {self.score!r} is none of {', '.join(SCORES)}")
 
     def decide(self, image: ImageScores) -> Verdict:
         """Keeps `keep`, or `ratio` of those alive."""
@@ -235,6 +239,10 @@ class TopK(FixedRule):
     def _scores(self, image: ImageScores) -> tuple[atp.Vector, str | None]:
         if self.score == "mean":
             return image.mean(), None
+        if self.score == "random":
+            return -random_order(image.own), None
+        if self.score == "grid":
+            return -spread_order(image.row, image.column), None
         if self.score == "cross" and image.has_text:
             return image.cross.astype(np.float64), None
         unmet = "no text follows the image, so its tokens are ranked by their self scores"
@@ -269,15 +277,20 @@ RULES: Mapping[str, type[Rule]] = {
 
 
 def rule(name: str) -> type[Rule]:
-    """The rule that a manifest calls by this name.
+    """The rule that a manifest calls by this name: one of `RULES`, or another package's.
 
     Raises:
         InputError: There is none; the message names the known ones.
     """
-    if name in RULES:
-        return RULES[name]
-    raise InputError(
-        f"unknown pruning rule {name!r}",
-        why=f"this runtime knows {', '.join(RULES)}.",
-        fix="install the atp-llava that wrote the bundle, or export it again.",
+    found: type[Rule] | None = RULES.get(name) or registered.load_registered(
+        registered.RULES, name, Rule
     )
+    if found is None:
+        known = [*RULES, *registered.registered_names(registered.RULES)]
+        raise InputError(
+            f"unknown pruning rule {name!r}",
+            why=f"this runtime knows {', '.join(known)}.",
+            fix="install the atp-llava that wrote the bundle, or the package that has the rule; or "
+            "export it again.",
+        )
+    return found

@@ -46,11 +46,18 @@ class Scorer:
 
     def last_row(self) -> Scorer:
         """The same, but of the text only the last token is asked (FastV, arXiv 2403.06764)."""
-        return replace(
-            self,
-            text_rows=self.text_rows[-1:],
-            text_weights=np.full(1, self.has_text, dtype=np.float32),
-        )
+        return self.asking(self.text_rows[-1:])
+
+    def asking(self, rows: IndexArray) -> Scorer:
+        """The same, but of the text only some tokens are asked.
+
+        Args:
+            rows: int64 [rows], their places; of a sequence without text nobody is.
+        """
+        if not self.has_text or len(rows) == 0:
+            return self
+        weights = np.full(len(rows), 1 / len(rows), dtype=np.float32)
+        return replace(self, text_rows=rows, text_weights=weights)
 
 
 class Workspace:

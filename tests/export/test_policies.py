@@ -17,6 +17,7 @@ from atp_export.job import ExportJob
 from atp_export.policies import POLICIES, Policy, make_policy, read_settings
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import PruningPoint
+from atp_runtime.raters import raters
 from atp_runtime.selection import PointSelector, VisualTokens
 
 MakeJob = Callable[..., ExportJob]
@@ -45,10 +46,18 @@ def patterns(count: int = 200) -> Iterator[tuple[np.ndarray, int, int]]:
         yield softmax(causal), begin, end
 
 
-def selected(point: PruningPoint, attention: np.ndarray, begin: int, end: int) -> list[int]:
+def selected(
+    point: PruningPoint,
+    attention: np.ndarray,
+    begin: int,
+    end: int,
+    judges: np.ndarray | None = None,
+) -> list[int]:
     """What the runtime keeps, given what a scorer would report."""
     tokens = attention.shape[1]
     rows = attention[:, end:] if point.queries == "text" else attention[:, -1:]
+    if judges is not None:
+        rows = attention[:, judges]
     cross = rows.mean(axis=(0, 1)).astype(np.float32)
     index = np.arange(begin, end)
     visual = VisualTokens(index, np.zeros_like(index), np.zeros_like(index), index - begin)
@@ -107,6 +116,38 @@ def test_topk_averages_the_text_s_rows_unless_it_asks_the_last() -> None:
         found = selected(text, attention, begin, end)
         assert found == best(heads[end:].mean(axis=0), begin, end, count)
         assert selected(last, attention, begin, end) == best(heads[-1], begin, end, count)
+
+
+def test_sparsevlm_asks_the_words_that_resemble_the_image() -> None:
+    points = make_policy("sparsevlm", {}, "here").points(DEPTH)
+    assert [(point.before_layer, point.parameters["keep"]) for point in points] == [
+        (3, 300),
+        (7, 200),
+        (16, 110),
+    ]
+    random = np.random.default_rng(5)
+    for number, (attention, begin, end) in enumerate(patterns()):
+        tokens = attention.shape[1]
+        hidden = random.normal(size=(tokens, 8)) * (number % 3)  # 0: all words are alike
+        # Read from the paper, one visual token after the other, in float64.
+        shares = np.mean([softmax(hidden[at] @ hidden[end:].T) for at in range(begin, end)], axis=0)
+        wanted = np.flatnonzero(shares > shares.mean() + 1e-12)
+        judges = end + (wanted if len(wanted) else np.arange(tokens - end))
+        found = raters(hidden.astype(np.float32), np.arange(begin, end))
+        assert found.tolist() == judges.tolist()
+        expected = best(attention.mean(axis=0)[judges].mean(axis=0), begin, end, 3)
+        (point,) = make_policy("sparsevlm", {"keep": [3], "layers": [1]}, "here").points(DEPTH)
+        assert selected(point, attention, begin, end, judges) == expected
+
+
+def test_random_and_uniform_look_at_no_attention() -> None:
+    for name in ("random", "uniform"):
+        (point,) = make_policy(name, {"keep": [3], "layers": [4]}, "here").points(DEPTH)
+        for attention, begin, end in patterns(20):
+            flat = np.full_like(attention, 1 / attention.shape[1])
+            kept = selected(point, attention, begin, end)
+            assert kept == selected(point, flat, begin, end)
+            assert len(kept) == min(3, end - begin)
 
 
 @given(st.sampled_from(sorted(POLICIES)), st.integers(4, 80))
@@ -168,6 +209,9 @@ def test_a_policy_that_is_none_is_refused(
         ("--policy", "fastv", "--set", "layer=1", "--set", "ratio=0.75"),
         ("--policy", "pyramiddrop"),
         ("--policy", "vtw"),
+        ("--policy", "sparsevlm", "--set", "keep=9,3", "--set", "layers=1,2"),
+        ("--policy", "random", "--set", "keep=9", "--set", "layers=2"),
+        ("--policy", "uniform", "--set", "keep=9", "--set", "layers=1"),
         ("--policy", "topk", "--set", "keep=9,3", "--set", "layers=1,2", "--set", "queries=last"),
     ],
     ids=lambda words: words[1],

@@ -60,7 +60,7 @@ def hidden(reference: LlavaReference, ids: Tensor, pixels: Tensor) -> Tensor:
 def test_pruned_equals_transformers_forward_when_nothing_is_dropped(
     reference: LlavaReference, ids: Tensor, pixels: Tensor, hidden: Tensor
 ) -> None:
-    dense, pruned = reference.dense(), reference.pruned((1, CUT))
+    dense, pruned = reference.dense(), reference.pruned({1: "text", CUT: "last"})
     chunks = [(ids, pixels, hidden)]
     chunks += [(text, None, reference.embed(text)) for text in (ids[:1], ids[2:5])]
 
@@ -79,7 +79,7 @@ def test_pruned_equals_hiding_the_dropped_keys_when_tokens_are_dropped(
 ) -> None:
     dropped = torch.zeros(len(ids), dtype=torch.bool)
     dropped[(ids == IMAGE).nonzero().flatten()[1::3]] = True
-    pruned = reference.pruned((CUT,))
+    pruned = reference.pruned({CUT: "text"})
     keep = {CUT: (~dropped).nonzero().flatten()}
     found = [pruned.forward(hidden, ids == IMAGE, keep)]
     found += [pruned.forward(reference.embed(ids[n : n + 1]), dropped[:1]) for n in (0, 3)]
@@ -128,7 +128,7 @@ def test_survivors_keep_their_positions_and_the_next_chunk_goes_on_unpruned(
     reference: LlavaReference, ids: Tensor, hidden: Tensor
 ) -> None:
     kept = torch.tensor([*range(6), 9, *range(6 + PATCHES, len(ids))])
-    run = reference.pruned((CUT,))
+    run = reference.pruned({CUT: "text"})
 
     first = run.forward(hidden, ids == IMAGE, {CUT: kept})
     second = run.forward(reference.embed(ids[:1]), ids[:1] == IMAGE)
@@ -141,7 +141,7 @@ def test_survivors_keep_their_positions_and_the_next_chunk_goes_on_unpruned(
 def test_scores_agree_with_the_attention_that_transformers_returns(
     reference: LlavaReference, ids: Tensor, pixels: Tensor, hidden: Tensor
 ) -> None:
-    scores = reference.pruned((CUT,)).forward(hidden, ids == IMAGE).layers[CUT - 1].scores
+    scores = reference.pruned({CUT: "text"}).forward(hidden, ids == IMAGE).layers[CUT - 1].scores
 
     outputs = reference.model(ids[None], pixel_values=pixels[:], output_attentions=True)
     last = int((ids == IMAGE).nonzero()[-1])
@@ -154,7 +154,7 @@ def test_scores_agree_with_the_attention_that_transformers_returns(
 def test_scores_are_computed_before_pruning_points_only(
     reference: LlavaReference, ids: Tensor, hidden: Tensor
 ) -> None:
-    step = reference.pruned((1, 3)).forward(hidden, ids == IMAGE)
+    step = reference.pruned({1: "text", 3: "raters"}).forward(hidden, ids == IMAGE)
 
     assert [layer.scores is not None for layer in step.layers] == [True, False, True, False]
 
@@ -167,7 +167,8 @@ def test_scores_follow_the_papers_sums_when_written_as_loops() -> None:
     weights = torch.rand(1, heads, tokens, tokens, generator=generator)
     visual = torch.tensor([False, True, True, False, False])
 
-    scores = attention_scores(query, key, weights, visual)
+    asked = torch.tensor([False, False, False, True, True])
+    scores = attention_scores(query, key, weights, visual, asked)
 
     for i in range(tokens):
         own = [
@@ -186,7 +187,8 @@ def test_scores_follow_the_papers_sums_when_written_as_loops() -> None:
 def test_scores_are_zero_when_there_is_nobody_to_ask(visual: list[bool], own_is_zero: bool) -> None:
     ones = torch.ones(1, 2, 3, 4)
 
-    scores = attention_scores(ones, ones, torch.ones(1, 2, 3, 3), torch.tensor(visual))
+    nobody = torch.zeros(3, dtype=torch.bool)
+    scores = attention_scores(ones, ones, torch.ones(1, 2, 3, 3), torch.tensor(visual), nobody)
 
     assert not scores.cross.any()
     assert bool((scores.own == 0).all()) == own_is_zero

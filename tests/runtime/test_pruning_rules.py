@@ -49,6 +49,40 @@ def test_top_k_ranks_by_self_scores_when_no_text_follows(score: str) -> None:
     assert (verdict.note is not None) == (score == "cross")
 
 
+def test_top_k_spreads_over_the_image_when_told_so() -> None:
+    row, column = (grid.ravel() for grid in np.indices((24, 24)))
+    scores = np.zeros(576, dtype=np.float32)
+    photo = ImageScores(scores, scores, True, row, column)
+    order = ranking(TopK(keep=9, score="grid").decide(photo))
+    for stride in (2, 4, 8, 16):
+        grid = np.flatnonzero((row % stride == 0) & (column % stride == 0))
+        assert sorted(order[: len(grid)]) == grid.tolist()
+    survivors = np.sort(order[:100])
+    later = ImageScores(scores[:100], scores[:100], True, row[survivors], column[survivors])
+    again = ranking(TopK(keep=9, score="grid").decide(later))
+    assert survivors[again[:30]].tolist() == order[:30]
+
+
+def test_a_token_without_a_place_is_no_part_of_a_grid() -> None:
+    place = np.array([-1, 0, 1, 5])
+    scores = np.zeros(4, dtype=np.float32)
+    photo = ImageScores(scores, scores, True, place, place)
+    assert ranking(TopK(keep=1, score="grid").decide(photo))[-1] == 0
+
+
+def test_random_tokens_differ_between_images_and_are_all_equally_likely() -> None:
+    random = np.random.default_rng(0)
+    first = np.zeros(8)
+    for _ in range(4000):
+        own = random.normal(size=8)
+        scores = image(own.tolist(), own.tolist())
+        order = ranking(TopK(keep=1, score="random").decide(scores))
+        assert order == ranking(TopK(keep=1, score="random").decide(scores))
+        first[order[0]] += 1
+    # 500 each, give or take: the standard deviation is 21.
+    assert np.abs(first - 500).max() < 5 * 21
+
+
 def test_keep_none_and_keep_all_want_none_and_all() -> None:
     scores = image([1, 2, 3], [1, 2, 3])
     assert KeepNone().decide(scores).count == 0

@@ -15,7 +15,6 @@ from atp_export.parity.samples import Prompt
 from atp_models.reference import DenseStep, LlavaReference, PrunedStep
 from atp_runtime.decoder_results import PointResult
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import LAST, Manifest
 from atp_runtime.selection import SelectTokens
 from atp_runtime.tensor_names import SCORES, cache_names
 
@@ -71,24 +70,13 @@ def check_pruned(
     manifest = run.manifest
     expected = run_reference(reference, prompt, manifest, kept_before(result.points))
     scored = {stage.layers[1]: stage.name for stage in manifest.segments if stage.pruning}
-    compared = _pruned(expected.steps[0], scored)
-    for layer in _asking_last(manifest):
-        # The reference asks all text, and so do the checks stage by stage; whom a graph asks is
-        # an input of it.
-        del compared[_score_name(layer, SCORES[1])]
-    pairs = [(_found(result.logits, outputs, scored), compared)]
+    pairs = [(_found(result.logits, outputs, scored), _pruned(expected.steps[0], scored))]
     for (_, ids), step in zip(prompt.following, expected.steps[1:], strict=True):
         pairs.append((_found(*run.follow(ids)), _pruned(step, {})))
     counts = [len(prompt.ids), *(len(point.kept) for point in result.points)]
     detail = f"{prompt.name}, tokens {' → '.join(map(str, counts))}"
     measures = _measures(prompt.moments, pairs, tolerances)
     return Check.of(name, SCOPE, against, detail, measures), expected
-
-
-def _asking_last(manifest: Manifest) -> list[int]:
-    """The layers before which tokens are dropped by what the last token alone attends to."""
-    points = [stage.pruning for stage in manifest.segments if stage.pruning]
-    return [point.before_layer for point in points if point.queries == LAST]
 
 
 def kept_before(points: tuple[PointResult, ...]) -> dict[int, torch.Tensor]:

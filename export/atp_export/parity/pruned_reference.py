@@ -49,8 +49,8 @@ def run_reference(
         manifest: Says where scores are computed.
         keep: By layer, the indices that are kept before it.
     """
-    points = [stage.layers[1] for stage in manifest.segments if stage.pruning]
-    run = reference.pruned(points)
+    points = [stage.pruning for stage in manifest.segments if stage.pruning]
+    run = reference.pruned({point.before_layer: point.queries for point in points})
     ids = torch.from_numpy(prompt.ids)
     features = None
     if prompt.pixel_values is not None:

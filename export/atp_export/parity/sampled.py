@@ -34,6 +34,7 @@ from atp_export.parity.stages import (
 from atp_models.architecture import ModelSpec
 from atp_models.reference_layers import LayerRunner, LayerStep, Tokens
 from atp_models.reference_parts import ReferenceParts
+from atp_models.reference_queries import asked_tokens
 from atp_runtime.bundle import Bundle
 from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.manifest import Stage
@@ -201,11 +202,14 @@ def _run_reference(
 ) -> list[LayerStep]:
     """The layer in PyTorch; it is freed before the bundle's is loaded."""
     runner, module = LayerRunner(parts.rotary()), parts.layer(layer)
-    scored = stage.pruning is not None and layer + 1 == stage.layers[1]
-    return [
-        runner.run(module, chunk.hidden[:, kept], chunk.tokens.keep(kept), scored=scored)
-        for chunk, kept in zip(chunks, keep, strict=True)
-    ]
+    queries = stage.pruning.queries if stage.pruning and layer + 1 == stage.layers[1] else None
+    steps = []
+    for chunk, kept in zip(chunks, keep, strict=True):
+        tokens = chunk.tokens.keep(kept)
+        hidden = chunk.hidden[:, kept]
+        asked = asked_tokens(queries, hidden, tokens.visual) if queries else None
+        steps.append(runner.run(module, hidden, tokens, asked))
+    return steps
 
 
 def _layer_measures(
@@ -221,7 +225,7 @@ def _layer_measures(
     session = GraphSession(single_layer(path, stage, layer), path.parent)
     for number, (chunk, kept, step) in enumerate(zip(chunks, keep, steps, strict=True)):
         inputs = empty_past(stage, step.key)
-        inputs |= layer_inputs(layer, step.tokens, steps[:number])
+        inputs |= layer_inputs(layer, step, steps[:number])
         # The segment takes the length of the past from the keys of its first layer.
         inputs[cache_names(stage.layers[0])[0]] = inputs[cache_names(layer)[0]]
         inputs |= {"hidden_states": chunk.hidden.numpy(), "keep_indices": kept.numpy()}

@@ -14,7 +14,7 @@ from atp_export.parity.report import Check
 from atp_export.parity.samples import count_images
 from atp_export.parity.sessions import Arrays, GraphSession
 from atp_models.reference import PrunedStep, VisionStep
-from atp_models.reference_layers import LayerStep, Tokens
+from atp_models.reference_layers import LayerStep
 from atp_runtime.bundle import Bundle
 from atp_runtime.manifest import Stage
 from atp_runtime.selection import VisualTokens
@@ -127,31 +127,38 @@ def update_measure(
     return compare(name, "prefill", found, expected, tolerances["update"], scale=expected_after)
 
 
-def layer_inputs(layer: int, tokens: Tokens, past: Sequence[LayerStep]) -> dict[str, Array]:
+def layer_inputs(layer: int, step: LayerStep, past: Sequence[LayerStep]) -> dict[str, Array]:
     """What one layer of a segment takes besides hidden states.
 
     Args:
         layer: Its number.
-        tokens: Those that enter it.
+        step: What the reference did there.
         past: The same layer's earlier chunks.
     """
     keys, values, _, _ = cache_names(layer)
     inputs = {
-        "position_ids": tokens.positions.unsqueeze(0).numpy(),
+        "position_ids": step.tokens.positions.unsqueeze(0).numpy(),
         "past_length": np.array([sum(step.key.shape[1] for step in past)]),
-        **scorer_inputs(tokens.visual.numpy()),
     }
+    if step.scores is not None:
+        inputs |= scorer_inputs(step.tokens.visual.numpy(), step.scores.asked.numpy())
     if past:
         inputs[keys] = torch.cat([step.key for step in past], dim=1).numpy()
         inputs[values] = torch.cat([step.value for step in past], dim=1).numpy()
     return inputs
 
 
-def scorer_inputs(visual: Array) -> dict[str, Array]:
-    """What a scorer takes for a sequence, from bool [kept]."""
+def scorer_inputs(visual: Array, asked: Array) -> dict[str, Array]:
+    """What a scorer takes for a sequence.
+
+    Args:
+        visual: bool [kept].
+        asked: bool [kept], whose attention it averages.
+    """
     index = np.flatnonzero(visual)
     none = np.zeros_like(index)
     scorer = Scorer.for_sequence(VisualTokens(index, none, none, none), len(visual))
+    scorer = scorer.asking(np.flatnonzero(asked))
     return {
         "visual_weights": scorer.visual_weights,
         "text_rows": scorer.text_rows,
@@ -168,7 +175,7 @@ def _segment_inputs(stage: Stage, run: PrunedReference, number: int) -> dict[str
     kept = torch.arange(hidden.shape[1]) if keep is None else keep
     inputs: dict[str, Array] = {"hidden_states": hidden.numpy(), "keep_indices": kept.numpy()}
     for layer in range(first, last):
-        inputs |= layer_inputs(layer, entering.tokens, [s.layers[layer] for s in past])
+        inputs |= layer_inputs(layer, step.layers[layer], [s.layers[layer] for s in past])
     if number == 0:
         inputs |= empty_past(stage, entering.key)
     return inputs

@@ -25,6 +25,7 @@ from atp_runtime.tensor_names import cache_names
 
 TOKENS, PAST = 9, 4
 VISUAL = np.array([False, True, True, True, True, False, False])
+ASKED = np.arange(7) > 4
 
 
 @pytest.fixture(params=["grouped", "half_native"])
@@ -45,7 +46,7 @@ def segment_inputs() -> Arrays:
         "keep_indices": np.array([0, 1, 3, 4, 5, 7, 8]),
         "position_ids": np.array([[4, 5, 8, 9, 11, 14, 15]]),
         "past_length": np.array([PAST]),
-        **scorer_inputs(VISUAL),
+        **scorer_inputs(VISUAL, ASKED),
     }
     for layer in range(3):
         for name in cache_names(layer)[:2]:

@@ -70,11 +70,12 @@ def run_reference(
     features = reference.see(images).features if len(images) else None
     hidden = reference.embed(row.ids, features)
     layers = modules.config.layers
+    asking = dict.fromkeys(layers, "text")
     patch = row.features % FEATURES
     keep: dict[int, Tensor] = {}
     left, kept = torch.arange(len(row)), []
     for number, layer in enumerate(layers):
-        scores = reference.pruned(layers).forward(hidden, visual, keep).layers[layer - 1].scores
+        scores = reference.pruned(asking).forward(hidden, visual, keep).layers[layer - 1].scores
         assert scores is not None
         seen = visual[left]
         stays = torch.ones(len(left), dtype=torch.bool)
@@ -89,7 +90,7 @@ def run_reference(
         keep[layer] = stays.nonzero().flatten()
         left = left[stays]
         kept.append(left[visual[left]])
-    return reference.pruned(layers).forward(hidden, visual, keep).logits, kept
+    return reference.pruned(asking).forward(hidden, visual, keep).logits, kept
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
