@@ -13,7 +13,7 @@ from atp_runtime.evaluation.data_file import Document, sha256
 from atp_runtime.evaluation.draw import by_image, draw
 from atp_runtime.evaluation.formats.format import ReadOptions
 from atp_runtime.evaluation.formats.registry import find_format, read_dataset
-from atp_runtime.evaluation.question import EmbeddedImage, ImageReference, Question
+from atp_runtime.evaluation.question import ImageReference, Question, opened
 from atp_runtime.images import load_image
 
 LEAST = 2
@@ -34,7 +34,7 @@ class Sample:
 
     def images(self) -> list[Path | Image.Image]:
         """What `Session.ask` takes; images inside the data are decoded as far as their header."""
-        return [_opened(image) for image in self.question.images]
+        return self.question.sources()
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,7 @@ def read_samples(
     drawn, skipped = _draw_readable(asked, limit, seed)
     if len(drawn) < LEAST:
         raise _too_few(data, len(drawn), skipped, limit)
-    samples = tuple(
-        Sample(question, "\n".join(filter(None, (question.prompt, format_.suffix))))
-        for question in by_image(drawn)
-    )
+    samples = tuple(Sample(question, question.text(format_.suffix)) for question in by_image(drawn))
     hashes = {path.name: sha256(path) for path in dataset.files}
     return Samples(data, seed, samples, tuple(skipped), hashes)
 
@@ -136,14 +133,10 @@ def _problem(question: Question, known: dict[ImageReference, str | None]) -> str
 
 def _decode(image: ImageReference) -> str | None:
     try:
-        load_image(_opened(image))
+        load_image(opened(image))
     except AtpError as error:
         return error.what
     return None
-
-
-def _opened(image: ImageReference) -> Path | Image.Image:
-    return image.open() if isinstance(image, EmbeddedImage) else image
 
 
 def _too_few(

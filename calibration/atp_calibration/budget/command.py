@@ -9,9 +9,10 @@ from typing import TextIO
 
 from atp_calibration.budget.cost import Cost, Size
 from atp_calibration.budget.curve import CurvePoint, curve_csv, draw_curve
+from atp_calibration.budget.dials import is_fittable
 from atp_calibration.budget.divergence import FirstTokenDivergence
 from atp_calibration.budget.fit import Fit, Fitter
-from atp_calibration.budget.options import BudgetOptions
+from atp_calibration.budget.options import DIVERGENCE, BudgetOptions
 from atp_calibration.budget.passes import Passes
 from atp_calibration.budget.progress import BudgetProgress
 from atp_calibration.budget.prompts import Prompts
@@ -19,6 +20,7 @@ from atp_calibration.budget.report import BudgetReport, budget_report, report_li
 from atp_calibration.budget.scoring import Scoring, unpruned_points
 from atp_calibration.budget.search import RateSearch, SearchOptions
 from atp_calibration.budget.target import FIRST_TOKEN, SPEEDUP, TOKENS, Target
+from atp_calibration.budget.withdrawal import find_withdrawal, withdrawn_before
 from atp_calibration.derived_bundle import DerivedBundle
 from atp_calibration.samples import Samples
 from atp_runtime.atp import load_pruning_weights
@@ -69,7 +71,7 @@ def fit_budget(
         MachineError: Memory does not suffice, or Optuna is missing.
     """
     manifest = new.manifest
-    target = Target(options.kind, options.value, options.statistic)
+    target = _target(options)
     points = _points(manifest)
     bundle = new.staged()
     latency = _latency(options, bundle.manifest)
@@ -78,7 +80,10 @@ def fit_budget(
         with Session(bundle, open_backend(backend, threads=threads)) as session:
             work = _Work(new, session, samples, target, latency, progress)
             before = work.fitter(points).learnt()
-            if options.search:
+            if options.kind == DIVERGENCE:
+                after = work.fitter(work.withdrawn(options.value)).learnt()
+                target = replace(target, value=after.cost)
+            elif options.search:
                 after = work.fitter(work.searched(options, before)).learnt()
             else:
                 after = work.fitter(points).fit(before)
@@ -90,7 +95,7 @@ def fit_budget(
         target,
         before,
         after,
-        method=options.search or "fit",
+        method=_method(options),
         device=_device(options),
         score_name=work.score_name,
         curve=curve,
@@ -143,12 +148,29 @@ class _Work:
         """A fitter that starts from these points."""
         return Fitter(self._manifest, points, self._passes, self._weights, self._target, self._cost)
 
+    def withdrawn(self, limit: float) -> tuple[PruningPoint, ...]:
+        """The points that let all tokens leave as early as a divergence allows."""
+        layer = find_withdrawal(
+            self._layers,
+            self._divergence(),
+            limit,
+            self._directory / "withdrawal.json",
+            lambda done, total: self._progress("layers", done, total),
+        )
+        return withdrawn_before(self._layers, layer)
+
+    @property
+    def _layers(self) -> list[int]:
+        return [point.before_layer for point in _points(self._manifest)]
+
+    def _divergence(self) -> FirstTokenDivergence:
+        return FirstTokenDivergence(
+            self._prompts, self._samples, self._layers, self._directory / "unpruned"
+        )
+
     def searched(self, options: BudgetOptions, before: Fit) -> tuple[PruningPoint, ...]:
         """The points with the best rates that a search finds."""
-        layers = [point.before_layer for point in before.points]
-        divergence = FirstTokenDivergence(
-            self._prompts, self._samples, layers, self._directory / "unpruned"
-        )
+        divergence = self._divergence()
         search = RateSearch(self._manifest, before.sizes, self._target, self._cost, divergence)
         assert options.search is not None  # noqa: S101 - asked only then
         rates = search.search(
@@ -168,7 +190,7 @@ class _Work:
             kept=tuple((size.images * visual,) * len(after.points) for size in after.sizes),
         )
         fits = {"unpruned": everything, "bundle": before, "fitted": after}
-        for factor in _FACTORS:
+        for factor in _FACTORS if is_fittable(after.points) else ():
             fits[f"x {factor:g}"] = fitter.scaled(after, factor)
         return tuple(self._curve_point(label, fit) for label, fit in fits.items())
 
@@ -189,6 +211,19 @@ class _Work:
         cost = Cost(self._manifest, target, self._latency)
         pairs: zip[tuple[Size, tuple[int, ...]]] = zip(fit.sizes, fit.kept, strict=True)
         return target.of([cost(size, kept) for size, kept in pairs])
+
+
+def _target(options: BudgetOptions) -> Target:
+    if options.kind == DIVERGENCE:
+        # How many tokens that leaves is not wanted but found.
+        return Target(TOKENS, 1.0, options.statistic)
+    return Target(options.kind, options.value, options.statistic)
+
+
+def _method(options: BudgetOptions) -> str:
+    if options.kind == DIVERGENCE:
+        return f"all tokens leave within a divergence of {options.value:g}"
+    return options.search or "fit"
 
 
 def _points(manifest: Manifest) -> tuple[PruningPoint, ...]:

@@ -15,6 +15,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.manifest import PruningPoint
 from atp_runtime.selection import PointSelector
 
+_TURNED = ("atp", "top_k")
 _RANGE = 20.0  # of an offset to a sigmoid's argument: from all tokens to none
 _STEPS = 26  # a millionth of the range, and counts are whole numbers
 
@@ -39,13 +40,18 @@ def mean_kept(point: PruningPoint, weights: Weights, scores: Sequence[PointScore
     return kept / sum(it.size.images for it in scores)
 
 
+def is_fittable(points: Sequence[PruningPoint]) -> bool:
+    """Whether each of the points has a number to turn."""
+    return all(point.rule in _TURNED for point in points)
+
+
 def check_fittable(point: PruningPoint) -> None:
     """Makes sure that the point has a number to turn.
 
     Raises:
         InputError: Its rule keeps all tokens, or none.
     """
-    if point.rule not in ("atp", "top_k"):
+    if not is_fittable([point]):
         raise InputError(
             f"the rule {point.rule!r} before layer {point.before_layer} cannot be fitted",
             why="it has neither thresholds nor a number of tokens to keep.",

@@ -18,6 +18,8 @@ from atp_runtime.errors import InputError
 _STATISTICS = ("mean", "p95")
 _METHODS = ("greedy", "sigmoid")
 
+DIVERGENCE = "divergence"
+"""Kind of a budget that is no cost: how far the first answer token's distribution may move."""
 _UNREADABLE = "the latency table cannot be read."
 _FIX = "check the path; atp-profile writes such tables."
 
@@ -27,7 +29,7 @@ class BudgetOptions:
     """What to fit pruning to, and how.
 
     Attributes:
-        kind: See `atp_calibration.budget.target.Target`.
+        kind: See `atp_calibration.budget.target.Target`; or `DIVERGENCE`, in nats.
         value: Likewise.
         statistic: Likewise.
         device: Whose times are predicted; None for none.
@@ -79,6 +81,13 @@ def add_budget_options(parser: argparse.ArgumentParser) -> None:
         metavar="400ms",
         help="when the first token is to come, from the image's pixels on; needs a device's times",
     )
+    target.add_argument(
+        "--target-divergence",
+        type=float,
+        metavar="NATS",
+        help="let all visual tokens leave at the first pruning point where the first answer "
+        "token's distribution stays that near (VTW; its paper takes 0.003)",
+    )
     group.add_argument(
         "--budget-statistic",
         choices=_STATISTICS,
@@ -127,6 +136,8 @@ def budget_options(options: argparse.Namespace) -> BudgetOptions | None:
                     fix="add --target-tokens, --target-speedup or --target-ttft.",
                 )
         return None
+    if found[0] == DIVERGENCE:
+        _check_divergence(found[1], options.search)
     if options.trials < 1:
         raise InputError(f"--trials {options.trials}", why="it must be 1 or more.", fix="raise it.")
     return BudgetOptions(
@@ -140,7 +151,24 @@ def budget_options(options: argparse.Namespace) -> BudgetOptions | None:
     )
 
 
+def _check_divergence(nats: float, search: str | None) -> None:
+    if search is not None:
+        raise InputError(
+            f"--search {search} with --target-divergence",
+            why="that looks for a layer and not for rates.",
+            fix="leave one of them away.",
+        )
+    if not 0 <= nats < float("inf"):
+        raise InputError(
+            f"--target-divergence {nats:g}",
+            why="a divergence is a number from 0 on.",
+            fix="take 0.003, as the paper does.",
+        )
+
+
 def _target(options: argparse.Namespace) -> tuple[str, float] | None:
+    if options.target_divergence is not None:
+        return DIVERGENCE, options.target_divergence
     if options.target_tokens is not None:
         return "tokens", options.target_tokens
     if options.target_speedup is not None:

@@ -144,7 +144,7 @@ def _told(point: PointReport) -> str:
         for name, value in point.parameters.items()
         if name in ("keep", "ratio", "redundancy_offset", "spatial_offset")
     ]
-    return f"{point.rule} with {', '.join(shown)}"
+    return f"{point.rule} with {', '.join(shown)}" if shown else point.rule
 
 
 def _mean(fit: Fit, point: int) -> float:

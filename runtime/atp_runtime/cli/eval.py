@@ -22,6 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> int:
+        if words[:1] == ["compare"] and "--policies" in words:
+            options = _policies_parser().parse_args(words[1:])
+            from atp_runtime.cli.eval_policies import compare_policies  # noqa: PLC0415 - see above
+
+            return compare_policies(options)
         if words[:1] == ["compare"]:
             options = _compare_parser().parse_args(words[1:])
             from atp_runtime.cli.eval_compare import compare_runs  # noqa: PLC0415 - see above
@@ -45,8 +50,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="atp-eval",
         description="Ask a bundle the questions of a benchmark and report how many answers are "
         "right and how many visual tokens were kept. Interrupted, it resumes when run again.",
-        epilog="further command: atp-eval compare REPORT REPORT ... (with --help). Exit codes: 0 "
-        "done, 1 a check failed, 2 wrong input, 3 the machine lacks something, 130 interrupted.",
+        epilog="further commands: atp-eval compare REPORT REPORT ..., and atp-eval compare "
+        "CHECKPOINT DATA --policies ... (each with --help). Exit codes: 0 done, 1 a check failed, "
+        "2 wrong input, 3 the machine lacks something, 130 interrupted.",
     )
     parser.add_argument("bundle", type=Path, help="the directory that atp-export wrote")
     parser.add_argument("data", type=Path, help="the benchmark's file, or directory of files")
@@ -155,6 +161,57 @@ def _compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "reports", type=Path, nargs="+", metavar="REPORT", help="report.json, or its directory"
     )
+    add_output_options(parser)
+    return parser
+
+
+def _policies_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="atp-eval compare",
+        description="Compare pruning policies of one checkpoint on one machine: export it with "
+        "each, ask all the same questions, time answers of all by turns.",
+        epilog="Bundles and answers stay in the output directory; run again, it goes on there.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a Hugging Face LLaVA directory")
+    parser.add_argument("data", type=Path, help="what atp-eval reads, with answers")
+    parser.add_argument(
+        "--policies",
+        nargs="+",
+        required=True,
+        metavar="POLICY",
+        help="dense, atp (the checkpoint's modules), or a policy with settings, such as "
+        "fastv:layer=2:ratio=0.75; the others are compared with the first",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where all goes (default: policies-CHECKPOINT)"
+    )
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp16")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask a random sample of N questions")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample")
+    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
+    group = parser.add_argument_group("times")
+    group.add_argument(
+        "--timed",
+        type=int,
+        default=10,
+        metavar="N",
+        help="questions that are timed in each round (default: %(default)s)",
+    )
+    group.add_argument(
+        "--rounds",
+        type=int,
+        default=2,
+        metavar="N",
+        help="how often each bundle has its turn (default: %(default)s)",
+    )
+    group.add_argument(
+        "--new-tokens",
+        type=int,
+        default=16,
+        metavar="N",
+        help="length of each timed answer (default: %(default)s)",
+    )
+    add_backend_options(parser)
     add_output_options(parser)
     return parser
 

@@ -17,7 +17,6 @@ from atp_runtime.evaluation.draw import draw
 from atp_runtime.evaluation.formats.format import ReadOptions
 from atp_runtime.evaluation.formats.registry import find_format, read_dataset
 from atp_runtime.evaluation.json_files import write_whole
-from atp_runtime.evaluation.question import EmbeddedImage
 from atp_runtime.images import load_image
 from atp_runtime.manifest import read_manifest
 from atp_runtime.profiling.csv_file import profile_csv
@@ -91,11 +90,7 @@ def _drawn(options: argparse.Namespace) -> tuple[Question, ...]:
     format_ = find_format(document, None)
     asked = draw(read_dataset(document, format_, ReadOptions()).questions, options.samples, _SEED)
     return tuple(
-        Question(
-            "\n".join(filter(None, (question.prompt, format_.suffix))),
-            tuple(it.open() if isinstance(it, EmbeddedImage) else it for it in question.images),
-        )
-        for question in asked
+        Question(question.text(format_.suffix), tuple(question.sources())) for question in asked
     )
 
 

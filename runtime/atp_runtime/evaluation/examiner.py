@@ -10,7 +10,7 @@ from time import perf_counter
 from atp_runtime.answer import Answer
 from atp_runtime.errors import InputError
 from atp_runtime.evaluation.answer_log import AnsweredQuestion
-from atp_runtime.evaluation.question import EmbeddedImage, ImageReference, Question
+from atp_runtime.evaluation.question import ImageReference, Question, opened
 from atp_runtime.generation import GenerationOptions
 from atp_runtime.selection import SelectTokens, keeps_all
 from atp_runtime.session import Session
@@ -74,7 +74,7 @@ class Examiner:
             CheckFailedError: Scores or logits are not finite.
             MachineError: Memory does not suffice.
         """
-        prompt = "\n".join(filter(None, (question.prompt, self._rules.suffix)))
+        prompt = question.text(self._rules.suffix)
         began = perf_counter()
         try:
             photos = self._photos_of(question) if self._rules.images else []
@@ -93,8 +93,7 @@ class Examiner:
         photos = []
         for image in question.images:
             if image not in self._photos:
-                source = image.open() if isinstance(image, EmbeddedImage) else image
-                self._photos[image] = self._session.model.vision.read(source)
+                self._photos[image] = self._session.model.vision.read(opened(image))
             self._photos.move_to_end(image)
             photos.append(self._photos[image])
         while len(self._photos) > max(_PHOTOS, len(photos)):

@@ -50,6 +50,15 @@ class EmbeddedImage:
 ImageReference: TypeAlias = Path | EmbeddedImage
 
 
+def opened(image: ImageReference) -> Path | Image.Image:
+    """A path as it is; an image inside a data file decoded as far as its header.
+
+    Raises:
+        InputError: It is none.
+    """
+    return image.open() if isinstance(image, EmbeddedImage) else image
+
+
 @dataclass(frozen=True)
 class Question:
     """One question.
@@ -72,6 +81,18 @@ class Question:
     kind: str = ""
     group: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def text(self, suffix: str) -> str:
+        """What is asked, with the line that its benchmark has behind each question, if any."""
+        return "\n".join(filter(None, (self.prompt, suffix)))
+
+    def sources(self) -> list[Path | Image.Image]:
+        """What `Session.ask` takes; images inside the data are decoded as far as their header.
+
+        Raises:
+            InputError: One of those is none.
+        """
+        return [opened(image) for image in self.images]
 
     @property
     def unit(self) -> str:

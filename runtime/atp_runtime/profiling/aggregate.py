@@ -62,7 +62,7 @@ def _row(manifest: Manifest, spans: Sequence[Span]) -> Row:
     # Decoding is told per token, everything else per answer.
     parts = [span.calls if phase == DECODE else 1 for span in spans]
     seconds = spread([span.seconds / part for span, part in zip(spans, parts, strict=True)])
-    works = [_work(manifest, span, part) for span, part in zip(spans, parts, strict=True)]
+    works = [span_work(manifest, span, part) for span, part in zip(spans, parts, strict=True)]
     known = [work for work in works if work is not None]
     rates: tuple[float | None, float | None] = (None, None)
     if known and seconds.median > 0:
@@ -86,8 +86,14 @@ def _mean(counts: Sequence[int | None], parts: Sequence[int]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _work(manifest: Manifest, span: Span, part: int) -> Work | None:
-    """Of one of a span's parts; None where it is no stage's."""
+def span_work(manifest: Manifest, span: Span, part: int) -> Work | None:
+    """What one of a span's equal parts has to do; None where it is no stage's.
+
+    Args:
+        manifest: The bundle's.
+        span: Of a turn.
+        part: How many parts it has.
+    """
     stages = {stage.name: stage for stage in manifest.stages}
     stage = stages.get(span.name)
     if stage is None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from atp_calibration.budget.command import CURVE_PICTURE, CURVE_TABLE, REPORT, fit_budget
-from atp_calibration.budget.options import BudgetOptions
+from atp_calibration.budget.options import DIVERGENCE, BudgetOptions
 from atp_calibration.budget.report import BudgetReport, report_lines
 from atp_calibration.budget.target import FIRST_TOKEN, TOKENS
 from atp_calibration.derived_bundle import deriving
@@ -68,6 +68,31 @@ def test_graphs_and_weights_are_those_of_the_source(
     ]
     assert unpointed[0] == unpointed[1]
     assert not (out / CURVE_TABLE).exists()
+
+
+def test_visual_tokens_leave_where_the_first_answer_token_stays_what_it_was(
+    atp_bundle: Path, drawn: Samples, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    report = fit(atp_bundle, out, drawn, BudgetOptions(DIVERGENCE, 1e6))
+    assert [point.rule for point in report.points] == ["keep_none", "keep_none"]
+    assert [point.kept for point in report.points] == [0, 0]
+    assert {it.label for it in report.curve} == {"unpruned", "bundle", "fitted"}
+    # Two of five layers see all 64 tokens.
+    assert report.reached == "25.6 tokens"
+    assert "within a divergence of 1e+06" in report.method
+    with Session.open(out, threads=1) as session:
+        answer = session.ask(drawn.samples[0].prompt, drawn.samples[0].images())
+    assert answer.statistics.mean_visual_tokens == pytest.approx(25.6)
+
+
+def test_tokens_that_cannot_leave_are_refused_with_the_nearest_divergence(
+    atp_bundle: Path, drawn: Samples, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckFailedError, match="cannot leave within a divergence of 0") as failed:
+        fit(atp_bundle, tmp_path / "out", drawn, BudgetOptions(DIVERGENCE, 0.0))
+    assert "--target-divergence" in (failed.value.fix or "")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("method", ["greedy", "sigmoid"])

@@ -1,0 +1,1 @@
+"""Compares pruning policies of one checkpoint: answers, times, memory and arithmetic."""
