@@ -261,8 +261,9 @@ def quantise(source: Path, root: Path, tool: Tool) -> Quantised:
     stored = load_file(source / "model.safetensors")
     names = [name for name in stored if DECODER.fullmatch(name)]
     layers = {name: tool.pack(stored[name].astype(np.float64)) for name in names}
-    restored = {name: packed.stands_for.astype(np.float32) for name, packed in layers.items()}
-    save_file(stored | restored, floats / "model.safetensors", metadata={"format": "pt"})
+    # The file format takes the bytes as they lie.
+    weights = {name: packed.stands_for.astype(np.float32, "C") for name, packed in layers.items()}
+    save_file(stored | weights, floats / "model.safetensors", metadata={"format": "pt"})
     kept = {name: value for name, value in stored.items() if name not in layers}
     pieces = {
         f"{name.removesuffix('.weight')}.{short}": np.ascontiguousarray(tensor)
