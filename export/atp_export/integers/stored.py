@@ -173,6 +173,23 @@ def block_size(checkpoint: Checkpoint) -> int:
     return next((block for block in _BLOCKS if common % block == 0), common)
 
 
+def stored_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, int]:
+    """What layers that stay integers take in a bundle, by the names of their weights.
+
+    From the headers, which do not tell whether all zero points are the middle: the products that
+    others need are counted where the tool can have them.
+    """
+    block = block_size(checkpoint)
+    found = {}
+    for name, layer in checkpoint.quantised.items():
+        outputs, inputs = layer.shape
+        values = math.ceil(inputs * outputs * layer.bits / 8)
+        scales = outputs * dtype.itemsize * (inputs // block if layer.bits == 4 else 1)
+        shifted = any("zero" in short for short in layer.tensors)
+        found[name] = values + scales * (2 if shifted else 1)
+    return found
+
+
 def describe(layers: Mapping[str, PackedLayer], block: int, count: int) -> Quantisation:
     """What the manifest says of them.
 

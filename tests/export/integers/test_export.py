@@ -17,6 +17,7 @@ from tests.conftest import write_bundle
 from tests.models.quantised.packers import TOOLS, Packed, Quantised
 from transformers import LlavaForConditionalGeneration
 
+from atp_export.footprint import predict_footprint
 from atp_export.integers.stored import block_size
 from atp_export.job import ExportOptions, prepare_job
 from atp_export.parity.recording import BundleRun, keep_all
@@ -251,6 +252,20 @@ def test_groups_are_written_as_blocks_that_runtimes_have_kernels_for(quantised: 
     assert block_size(Checkpoint.open(quantised("awq").path)) == 32
     # All of 64 and of 128 inputs.
     assert block_size(Checkpoint.open(quantised("compressed-tensors per channel").path)) == 64
+
+
+@pytest.mark.parametrize("tool", KINDS.values(), ids=KINDS)
+def test_the_plan_knows_how_many_bytes_integers_take(
+    tool: str, quantised: Make, bundle_of: Callable[[str], Path]
+) -> None:
+    options = ExportOptions(precision="fp32", dialect="portable", prune_at=[1])
+    plan = prepare_job(quantised(tool).path, Path("unused"), options).plan
+    manifest = read_manifest(bundle_of(tool))
+
+    for predicted in predict_footprint(plan).stages:
+        held = manifest.files[manifest.stage(predicted.name).data[0]].bytes
+        # Orders and multipliers are not counted, and each tensor begins a page.
+        assert 0.9 * predicted.weight_bytes < held < predicted.weight_bytes + 60 * 4096
 
 
 def test_the_weights_file_holds_half_a_byte_for_each(bundle_of: Callable[[str], Path]) -> None:
