@@ -7,13 +7,14 @@ Everything heavy is imported where it is needed: most tests need neither PyTorch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import pytest
 
 if TYPE_CHECKING:
+    from tests.models.quantised.packers import Quantised
     from transformers import LlavaConfig
 
 
@@ -86,6 +87,26 @@ def tiny(export_bundle: ExportBundle) -> Exported:
 def tiny_bundle(tiny: Exported) -> Path:
     """The bundle of `tiny`."""
     return tiny.bundle
+
+
+@pytest.fixture(scope="session")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Quantised]:
+    """A LLaVA of 2 layers, its decoder quantised by one of `packers.TOOLS`; shared."""
+    from tests.models.quantised.packers import TOOLS, quantise
+
+    from atp_models.random_configs import tiny_config
+
+    made: dict[str, Quantised] = {}
+    source = write_checkpoint(
+        tmp_path_factory.mktemp("checkpoint"), tiny_config(kv_heads=2, layers=2)
+    )
+
+    def make(tool: str) -> Quantised:
+        if tool not in made:
+            made[tool] = quantise(source, tmp_path_factory.mktemp("quantised"), TOOLS[tool])
+        return made[tool]
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from atp_export.plan import ExportPlan, SegmentPlan
+from atp_export.plan import ExportPlan, SegmentPlan, tensor_bytes
 from atp_models.architecture import ModelSpec
 from atp_runtime.latency.device import Device, read_device
 from atp_runtime.latency.memory import RUNTIME_BYTES, SYSTEM_BYTES, build_bytes
@@ -69,7 +69,7 @@ class Footprint:
 def predict_footprint(plan: ExportPlan) -> Footprint:
     """Predicts bytes from the shapes of the checkpoint's tensors."""
     spec, width = plan.spec, plan.dtype.itemsize
-    sizes = {name: math.prod(shape) * width for name, shape in spec.tensor_shapes().items()}
+    sizes = tensor_bytes(spec, plan.precision, plan.stored_bytes)
     stages = _stages(plan, sizes)
     embedding = _sum(sizes, "model.language_model.embed_tokens.")
     text = spec.text

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from atp_export.plan import ExportPlan, make_plan, plan_summary
+from atp_export.integers.stored import stored_bytes
+from atp_export.plan import DTYPES, ExportPlan, make_plan, plan_summary
 from atp_export.policies import Policy, atp_points, make_policy, policy_names
 from atp_export.processor_files import processor_sources
 from atp_export.versions import package_versions
@@ -130,6 +131,7 @@ def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> 
         dialect=options.dialect,
         max_tokens=options.max_tokens,
         max_segment_bytes=options.max_segment_bytes,
+        stored_bytes=stored_bytes(checkpoint, DTYPES[options.precision]),
     )
     modules, notice = _modules(checkpoint_path, config, stored)
     notices = [text for text in (_card_notice(checkpoint_path), notice) if text]

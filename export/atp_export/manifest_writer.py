@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from atp_calibration.quantisation.qdq import OPSETS
 from atp_export.graphs.dialects import DIALECTS
+from atp_export.integers.stored import block_size, count_kept, describe
 from atp_export.job import ExportJob
 from atp_export.layout import EMBEDDING_FILE, PROCESSOR_DIRECTORY, PRUNING_FILE
 from atp_export.plan import DTYPE_NAMES
@@ -17,6 +23,8 @@ from atp_runtime.manifest import (
     FileRecord,
     Manifest,
     Provenance,
+    Quantisation,
+    Stage,
     TextModel,
     VisionModel,
     dump_manifest,
@@ -31,13 +39,15 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
         files.update(step.files)
     stages = [step.stage for step in workspace.steps.values() if step.stage is not None]
     segments, heads = job.plan.segments, job.plan.heads
+    quantisation = _quantisation(job, workspace, stages)
+    opsets = {name: _opset(name, quantisation) for name in job.plan.dialects}
     order = ["vision", *(segment.name for segment in segments), *(head.name for head in heads)]
     manifest = Manifest(
         format=FORMAT,
         schema_version=SCHEMA_VERSION,
         precision=job.plan.precision,
         dialect=job.plan.dialect,
-        opset=DIALECTS[job.plan.dialect].opset,
+        opset=opsets[job.plan.dialect],
         text=_text_model(spec.text, job.plan.axes["tokens"].maximum),
         vision=_vision_model(spec.vision, spec.image_token_id),
         embedding=Embedding(EMBEDDING_FILE, DTYPE_NAMES[job.plan.dtype]),
@@ -53,10 +63,26 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
             notice=job.notice,
         ),
         files=files,
-        other_dialects={name: DIALECTS[name].opset for name in job.plan.dialects[1:]},
+        other_dialects={name: opsets[name] for name in job.plan.dialects[1:]},
+        quantisation=quantisation,
     )
     write_atomically(workspace.root / MANIFEST_NAME, dump_manifest(manifest))
     return manifest
+
+
+def _quantisation(
+    job: ExportJob, workspace: Workspace, stages: Sequence[Stage]
+) -> Quantisation | None:
+    layers = job.checkpoint.quantised
+    if not layers:
+        return None
+    count = sum(count_kept(ir.load(workspace.root / stage.graph)) for stage in stages)
+    return describe(layers, block_size(job.checkpoint), count)
+
+
+def _opset(dialect: str, quantisation: Quantisation | None) -> int:
+    opset = DIALECTS[dialect].opset
+    return opset if quantisation is None else max(opset, OPSETS[quantisation.weights])
 
 
 def _text_model(spec: TextSpec, longest: int) -> TextModel:

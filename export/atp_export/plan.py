@@ -6,9 +6,10 @@ Read this file first: everything the exporter does follows an `ExportPlan`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class ExportPlan:
         segments: In the order they run; together they cover every layer once.
         heads: Together they cover the vocabulary once.
         axes: Ranges of the named axes of the manifest.
+        stored_bytes: Of the weights that stay integers, by canonical name.
     """
 
     spec: ModelSpec
@@ -70,6 +72,7 @@ class ExportPlan:
     segments: tuple[SegmentPlan, ...]
     heads: tuple[HeadPlan, ...]
     axes: dict[str, AxisRange]
+    stored_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,6 +99,7 @@ def make_plan(
     cut_at: Sequence[int] = (),
     max_tokens: int | None = None,
     max_segment_bytes: int | None = None,
+    stored_bytes: Mapping[str, int] = MappingProxyType({}),
 ) -> ExportPlan:
     """Decides the segments.
 
@@ -109,6 +113,7 @@ def make_plan(
         max_segment_bytes: Segments with more weights than that are cut further, at layers where
             nothing is pruned, and so is the head along the vocabulary: a device with little
             memory can then build their engines.
+        stored_bytes: See `ExportPlan`.
 
     Raises:
         InputError: A point or cut is outside the decoder, `max_tokens` is beyond the model's limit,
@@ -128,21 +133,34 @@ def make_plan(
         )
     bounds = [0, *cuts, spec.text.layers]
     if max_segment_bytes is not None:
-        bounds = _split(bounds, max_segment_bytes, _layer_bytes(spec, DTYPES[precision]))
+        bounds = _split(bounds, max_segment_bytes, _layer_bytes(spec, precision, stored_bytes))
     segments = tuple(
         SegmentPlan(f"segment_{index}", first, last, pruned.get(last))
         for index, (first, last) in enumerate(pairwise(bounds))
     )
     dialects = BOTH_DIALECTS if dialect == "both" else (dialect,)
     heads = _heads(spec.text, max_segment_bytes, DTYPES[precision])
-    return ExportPlan(spec, precision, dialects, segments, heads, _axes(spec, longest))
+    axes = _axes(spec, longest)
+    return ExportPlan(spec, precision, dialects, segments, heads, axes, stored_bytes)
 
 
-def _layer_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Of one decoder layer's weights; all layers are alike."""
+def tensor_bytes(spec: ModelSpec, precision: str, stored: Mapping[str, int]) -> dict[str, int]:
+    """Of each tensor in a bundle, by canonical name.
+
+    Args:
+        spec: The model.
+        precision: "fp32" or "fp16".
+        stored: Of those that stay integers.
+    """
+    width = DTYPES[precision].itemsize
     shapes = spec.tensor_shapes().items()
-    own = (math.prod(shape) for name, shape in shapes if name.startswith(_FIRST_LAYER))
-    return sum(own) * dtype.itemsize
+    return {name: stored.get(name, math.prod(shape) * width) for name, shape in shapes}
+
+
+def _layer_bytes(spec: ModelSpec, precision: str, stored: Mapping[str, int]) -> int:
+    """Of one decoder layer's weights; all layers are alike."""
+    sizes = tensor_bytes(spec, precision, stored).items()
+    return sum(size for name, size in sizes if name.startswith(_FIRST_LAYER))
 
 
 def _split(bounds: Sequence[int], most: int, layer: int) -> list[int]:

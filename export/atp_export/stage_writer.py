@@ -13,6 +13,8 @@ import onnx
 import onnx_ir as ir
 
 from atp_export.compose import StageComposer
+from atp_export.integers.graph import insert_integers
+from atp_export.integers.stored import StageIntegers
 from atp_export.job import ExportJob
 from atp_export.layout import (
     EMBEDDING_FILE,
@@ -107,11 +109,14 @@ class StageWriter:
         with self.reporter.waiting(f"{name}: tracing"):
             graphs = {dialect: compose(made) for dialect, made in self.composers.items()}
         graph = graphs[self.job.plan.dialect]
+        integers = StageIntegers(self.source, graph)
+        if integers.layers:
+            self.reporter.note(f"{name}: {len(integers.layers)} layers keep their integers")
         own = [weight for weight in graph.weights if weight.source != EMBEDDING]
-        placements, total = place(own)
+        placements, total = place(integers.in_place(own))
         path = self.workspace.root / data_file(name)
         with self.reporter.task(name, total) as advance:
-            files = {data_file(name): write_weights(path, placements, self.source.read, advance)}
+            files = {data_file(name): write_weights(path, placements, integers.read, advance)}
         if len(own) < len(graph.weights):
             files[EMBEDDING_FILE] = self.workspace.steps["embedding"].files[EMBEDDING_FILE]
         stage = Stage(
@@ -129,14 +134,21 @@ class StageWriter:
         )
         for dialect, made in graphs.items():
             file = stage.other_graphs.get(dialect, stage.graph)
-            files[file] = self._write_graph(file, made, placements)
+            files[file] = self._write_graph(file, made, placements, integers)
         return FinishedStep(stage, files)
 
     def _write_graph(
-        self, file: str, graph: StageGraph, placements: Sequence[Placement]
+        self,
+        file: str,
+        graph: StageGraph,
+        placements: Sequence[Placement],
+        integers: StageIntegers,
     ) -> FileRecord:
         data = Path(data_file(graph.name)).name
         locations = {p.weight: (data, p.offset) for p in placements}
+        pieces = {weight.name: place for weight, place in locations.items()}
+        # Their weights are nowhere: integers take their places below.
+        locations |= {layer.weight: (data, 0) for layer in integers.layers.values()}
         for tied in (weight for weight in graph.weights if weight.source == EMBEDDING):
             # A tied head reads the embedding's own file, behind its .npy header.
             table = np.load(self.workspace.root / EMBEDDING_FILE, mmap_mode="r")
@@ -144,6 +156,7 @@ class StageWriter:
             locations[tied] = (Path(EMBEDDING_FILE).name, offset)
         # Dialects differ in operators, not in weights: one that only another has is a KeyError.
         model = attach(graph, [locations[weight] for weight in graph.weights])
+        insert_integers(model, integers.layers, pieces)
         path = self.workspace.root / file
         path.write_bytes(ir.serde.serialize_model(model).SerializeToString())
         onnx.checker.check_model(str(path), full_check=True)

@@ -63,11 +63,21 @@ class TensorSource:
             stored = self.checkpoint.read(weight.source)
             if weight.source in _CUT:
                 stored = stored[weight.first_row : weight.first_row + weight.shape[0]]
-        tensor = stored.to(weight.dtype)
-        # NaN and infinity show in the extremes, which take a tenth of the time of `isfinite`.
-        if not bool(torch.isfinite(torch.stack(tensor.aminmax())).all()):
-            raise _not_finite(weight, stored)
+        tensor = converted(weight, stored)
         into.copy_(tensor.t() if weight.transposed else tensor)
+
+
+def converted(weight: StageWeight, stored: torch.Tensor) -> torch.Tensor:
+    """A tensor of the checkpoint in the dtype that the graph uses.
+
+    Raises:
+        CheckFailedError: It holds NaN or infinity, in the checkpoint or after conversion.
+    """
+    tensor = stored.to(weight.dtype)
+    # NaN and infinity show in the extremes, which take a tenth of the time of `isfinite`.
+    if not bool(torch.isfinite(torch.stack(tensor.aminmax())).all()):
+        raise _not_finite(weight, stored)
+    return tensor
 
 
 def _not_finite(weight: StageWeight, stored: torch.Tensor) -> CheckFailedError:

@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -18,6 +19,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from atp_models.checkpoint import Checkpoint
 from atp_models.config_refusals import check_activation, unsupported, unusable
+from atp_models.quantised.methods import FIELD
 from atp_models.text_spec import (
     HEAD,
     RopeSpec,
@@ -127,26 +129,27 @@ def _refuse_other_models(checkpoint: Checkpoint) -> None:
                 "convert it with Transformers' convert_llava_weights_to_hf.py, "
                 "or use the `-hf` version of the checkpoint",
             )
-    for described in (config, config["text_config"], config["vision_config"]):
-        if described.get("quantization_config"):
-            quantised = described["quantization_config"]
-            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-            raise unsupported(
-                checkpoint, f"quantisation by {method}", "float32, float16 or bfloat16 weights"
-            )
     refuse_other_decoders(checkpoint)
     refuse_other_towers(checkpoint)
 
 
 def _parsed(checkpoint: Checkpoint) -> LlavaConfig:
     try:
-        return LlavaConfig.from_dict(copy.deepcopy(checkpoint.config))
+        return LlavaConfig.from_dict(_of_floats(checkpoint.config))
     except (StrictDataclassError, TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise unusable(
             checkpoint,
             f"Transformers refuses it ({' '.join(str(error).split())})",
             "a field is missing or has a value of the wrong kind",
         ) from error
+
+
+def _of_floats(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without quantisation: quantised weights are read as what they stand for."""
+    plain = {key: copy.deepcopy(value) for key, value in config.items() if key != FIELD}
+    for part in ("text_config", "vision_config"):
+        plain[part].pop(FIELD, None)
+    return plain
 
 
 def _module_shapes(checkpoint: Checkpoint, config: LlavaConfig) -> dict[str, tuple[int, ...]]:

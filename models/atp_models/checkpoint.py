@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atp_models.json_files import read_json
+from atp_models.quantised import PackedLayer, QuantisedWeight, find_quantised
 from atp_models.tensor_names import Part, canonical_parts
 from atp_models.weight_files import find_weights, map_tensor, map_tensors
 from atp_runtime.errors import InputError
@@ -62,12 +63,16 @@ class Checkpoint:
     Attributes:
         path: The directory.
         config: `config.json`, as it is.
-        tensors: What the weight files hold, by canonical name, sorted.
+        tensors: What the weight files hold, by canonical name, sorted. In place of the tensors of
+            a quantised layer the weight is there that they stand for, as float32.
+        quantised: The quantised layers, by the names of their weights.
     """
 
     path: Path
     config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
+    quantised: Mapping[str, PackedLayer]
+    _stored: Mapping[str, TensorInfo] = field(repr=False)
     _sources: Mapping[str, _Source] = field(repr=False)
 
     @classmethod
@@ -79,7 +84,8 @@ class Checkpoint:
 
         Raises:
             InputError: The directory, its config or its weights are missing, damaged or
-                incomplete. Whether they fit together is `check_tensors`' business.
+                incomplete, or are quantised in a way that is not supported. Whether they fit
+                together is `check_tensors`' business.
         """
         path = Path(path)
         if not path.is_dir():
@@ -105,14 +111,17 @@ class Checkpoint:
                     fix=f"remove the stale one (stored here as {source.stored})",
                 )
             tensors[info.name], sources[info.name] = info, source
-        return cls(path, config, dict(sorted(tensors.items())), sources)
+        stored = dict(sorted(tensors.items()))
+        quantised = find_quantised(path, config, stored)
+        return cls(path, config, _as_weights(stored, quantised), quantised, stored, sources)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, of the stored dtype, contiguous, on the CPU.
 
         It is mapped from the file: pages count as resident once touched, and are given back
         when the tensor is dropped. Writing to it changes neither the file nor another read;
-        the file must not be cut short while the tensor lives.
+        the file must not be cut short while the tensor lives. The weight of a quantised layer
+        is made, in memory, of its integers.
 
         Args:
             name: Canonical name.
@@ -126,8 +135,25 @@ class Checkpoint:
                 why="it was asked for by its canonical name",
                 fix="check the checkpoint with `check_tensors` before reading it",
             )
+        if name in self.quantised:
+            return self.read_quantised(name).dequantised()
+        return self._map(name)
+
+    def read_quantised(self, name: str) -> QuantisedWeight:
+        """The integers that a weight is stored as.
+
+        Args:
+            name: A key of `quantised`.
+
+        Raises:
+            InputError: They are not as the tool documents them.
+        """
+        layer = self.quantised[name]
+        return layer.unpack({short: self._map(stored) for short, stored in layer.tensors.items()})
+
+    def _map(self, name: str) -> torch.Tensor:
         source = self._sources[name]
-        return _cut(map_tensor(self.tensors[name].file, source.stored), source.part)
+        return _cut(map_tensor(self._stored[name].file, source.stored), source.part)
 
     def fingerprint(self) -> str:
         """A cheap identity of the checkpoint, in sha256 hex digits.
@@ -136,21 +162,24 @@ class Checkpoint:
         dtype and shape of every tensor; and from the middle of every tensor up to 2048
         elements of its data (all of a norm's or bias's). Two checkpoints that differ only
         outside these samples get the same fingerprint: it tells fine-tunes and conversions
-        apart, and is no proof of integrity. Covers no other file of the directory.
+        apart, and is no proof of integrity. Covers no other file of the directory, but for what
+        `hf_quant_config.json` says of layers.
         """
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        files = sorted({info.file for info in self.tensors.values()})
+        files = sorted({info.file for info in self._stored.values()})
         samples: dict[str, bytes] = {}
         for file in files:
             _feed(digest, [file.name, file.stat().st_size])
             stored = map_tensors(file)
-            for name, info in self.tensors.items():
+            for name, info in self._stored.items():
                 if info.file == file:
                     source = self._sources[name]
                     samples[name] = _sample(_cut(stored[source.stored], source.part))
-        for name, info in self.tensors.items():
+        for name, info in self._stored.items():
             _feed(digest, [name, str(info.dtype), info.shape])
             digest.update(samples[name])
+        for name, layer in self.quantised.items():
+            _feed(digest, [name, layer.tool, layer.bits, layer.group, layer.activations])
         return digest.hexdigest()
 
 
@@ -201,6 +230,23 @@ def _headers(path: Path) -> Iterator[tuple[TensorInfo, _Source]]:
             for part in canonical_parts(name):
                 shape = tuple(_cut(tensor, part).shape)
                 yield TensorInfo(part.name, tensor.dtype, shape, file), _Source(name, part)
+
+
+def _as_weights(
+    stored: Mapping[str, TensorInfo], quantised: Mapping[str, PackedLayer]
+) -> dict[str, TensorInfo]:
+    """The headers, with weights in place of what quantised layers are stored as."""
+    packed = {name for layer in quantised.values() for name in layer.tensors.values()}
+    seen = {name: info for name, info in stored.items() if name not in packed}
+    for name, layer in quantised.items():
+        if name in seen:
+            raise InputError(
+                f"{layer.file} holds {name} both quantised and not",
+                why="one of the two would be ignored, and which is a guess",
+                fix="remove the stale one",
+            )
+        seen[name] = TensorInfo(name, torch.float32, layer.shape, layer.file)
+    return dict(sorted(seen.items()))
 
 
 def _cut(stored: torch.Tensor, part: Part) -> torch.Tensor:

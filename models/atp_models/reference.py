@@ -18,7 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers.initialization import no_init_weights
 
+from atp_models.architecture import ModelSpec
+from atp_models.checkpoint import Checkpoint
+from atp_models.quantised.reference import round_inputs
 from atp_models.quiet import quiet_transformers
 from atp_models.reference_layers import ATTENTION, LayerRunner, LayerStep, Tokens
 from atp_models.reference_queries import asked_tokens
@@ -82,6 +86,23 @@ class LlavaReference:
                 attn_implementation=ATTENTION,
                 local_files_only=True,
             )
+        return cls(model.eval())
+
+    @classmethod
+    def of_quantised(cls, checkpoint: Checkpoint, spec: ModelSpec) -> LlavaReference:
+        """A quantised checkpoint in float32, its integers read as what they stand for.
+
+        Linear layers whose input its tool rounds to INT8 round it, too.
+        """
+        config = spec.transformers_config()
+        config._attn_implementation = ATTENTION  # noqa: SLF001 - how Transformers wants it
+        with no_init_weights():
+            model = LlavaForConditionalGeneration(config).float()
+        state = {name: checkpoint.read(name).float() for name in spec.tensor_shapes()}
+        # What a checkpoint may lack is never read, see `ModelSpec.tensor_shapes`.
+        model.load_state_dict(state, strict=False, assign=True)
+        model.tie_weights()
+        round_inputs(model, checkpoint)
         return cls(model.eval())
 
     def dense(self) -> DenseRun:

@@ -16,6 +16,7 @@ from transformers.initialization import no_init_weights
 
 from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
+from atp_models.quantised.reference import round_inputs
 from atp_models.reference import VisionStep, see
 from atp_models.reference_layers import ATTENTION
 from atp_models.text_spec import EMBEDDING, HEAD
@@ -98,4 +99,5 @@ class ReferenceParts:
         }
         # What a checkpoint may lack is never read, see `ModelSpec.tensor_shapes`.
         module.load_state_dict(state, strict=False, assign=True)
+        round_inputs(module, self._checkpoint, prefix)
         return module

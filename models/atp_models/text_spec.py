@@ -144,6 +144,8 @@ def _stored_apart(checkpoint: Checkpoint) -> bool:
     """
     if not {EMBEDDING, HEAD} <= checkpoint.tensors.keys():
         return False
+    if HEAD in checkpoint.quantised:
+        return True
     return not torch.equal(checkpoint.read(EMBEDDING), checkpoint.read(HEAD))
 
 

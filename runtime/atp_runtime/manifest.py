@@ -187,6 +187,8 @@ class Quantisation:
         block_size: Inputs of a weight that share a scale; None for all.
         layers: How many layers it is.
         high_precision: Those that it could have been and is not, by their weights' names.
+        tool: Whose checkpoint the integers were taken from, such as "awq"; None where they were
+            made of the bundle's own weights.
     """
 
     weights: str
@@ -194,6 +196,7 @@ class Quantisation:
     block_size: int | None
     layers: int
     high_precision: tuple[str, ...] = ()
+    tool: str | None = None
 
 
 @dataclass(frozen=True)

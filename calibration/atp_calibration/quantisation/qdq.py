@@ -3,10 +3,10 @@
 Symmetric, as TensorRT demands: INT8 weights per output channel and activations per tensor, INT4
 weights per block of inputs. The graph's own dtype goes on around the pairs, so scales have it, too.
 
-In FP16, layers that read the same value share its pair, so that TensorRT can make one product of
-theirs. In FP32, each has a pair of its own: ONNX Runtime's CPU turns a pair into its fast unsigned
-form only if one product reads it. It would find equal pairs and share them again, so their scales
-differ in the last bit.
+In FP16, layers that read the same value by the same scale share its pair, so that TensorRT can make
+one product of theirs. In FP32, each has a pair of its own: ONNX Runtime's CPU turns a pair into its
+fast unsigned form only if one product reads it. It would find equal pairs and share them again, so
+their scales differ in the last bit.
 """
 
 from __future__ import annotations
@@ -99,15 +99,17 @@ def insert_pairs(model: ir.Model, forms: Mapping[str, Form], tensors: Tensors) -
         return 0
     opset = model.graph.opset_imports
     opset[""] = max(opset[""], *(OPSETS[forms[layer.name].precision] for layer in layers))
-    pairs: dict[ir.Value, list[ir.Value]] = {}
+    pairs: dict[ir.Value, list[tuple[float, ir.Value]]] = {}
     for layer in layers:
         form = forms[layer.name]
         if form.threshold is not None:
             made = pairs.setdefault(layer.activation, [])
-            if not made or _dtype(layer) == ir.DataType.FLOAT:
+            same = [pair for threshold, pair in made if threshold == form.threshold]
+            if not same or _dtype(layer) == ir.DataType.FLOAT:
                 scale = activation_scale(form.threshold)
-                made.append(_pair(model.graph, layer, scale, len(made)))
-            layer.node.replace_input_with(0, made[-1])
+                same = [_pair(model.graph, layer, scale, len(made))]
+                made.append((form.threshold, same[0]))
+            layer.node.replace_input_with(0, same[0])
         restored = _stored(model.graph, layer, form, tensors)
         if layer.transposed:
             _become_matmul(model.graph, layer.node, restored)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from atp_calibration.quantisation.choice import INT4, INT8
 from atp_runtime.errors import CheckFailedError
 from atp_runtime.manifest import Stage
 from atp_runtime.tensor_names import SCORES, cache_names
@@ -120,7 +121,7 @@ def _tower_states(graph: ir.Graph, stage: Stage) -> list[ir.Value]:
     if not entering:
         return []  # features are taken before the first layer
     names = [prefixes[max(prefixes)] + output for output in _TOWER_OUTPUTS]
-    projection = next((name for name in names if f"{name}.weight" in graph.initializers), names[0])
+    projection = next((name for name in names if _weight(graph, name) is not None), names[0])
     states = [value for _, value in sorted(entering.items())]
     states.append(_residual_sum(graph, stage, projection))
     return [_as_output(value, hidden_name(layer), graph) for layer, value in enumerate(states)]
@@ -138,15 +139,27 @@ def _residual_sum(graph: ir.Graph, stage: Stage, projection: str) -> ir.Value:
 
 
 def _projected(graph: ir.Graph, stage: Stage, projection: str) -> ir.Value:
-    """What a projection gives, its bias added."""
-    weight = graph.initializers.get(f"{projection}.weight")
+    """What a projection gives, what zero points shift it by and its bias added."""
+    weight = _weight(graph, projection)
     consumers = [] if weight is None else list(weight.consumers())
+    if len(consumers) == 1 and consumers[0].op_type == "DequantizeLinear":
+        consumers = list(consumers[0].outputs[0].consumers())
     if len(consumers) != 1:
         raise _unreadable(stage, projection)
     value: ir.Value = consumers[0].outputs[0]
     following = list(value.consumers())
+    if len(following) == 1 and following[0].name == f"{projection}.weight/Add":
+        value = following[0].outputs[0]
+        following = list(value.consumers())
     biased = len(following) == 1 and following[0].op_type == "Add" and _takes_weight(following[0])
     return following[0].outputs[0] if biased else value
+
+
+def _weight(graph: ir.Graph, projection: str) -> ir.Value | None:
+    """A projection's weight, or the integers that stand for it."""
+    name = f"{projection}.weight"
+    names = (name, f"{name}.{INT4}", f"{name}.{INT8}")
+    return next((graph.initializers[it] for it in names if it in graph.initializers), None)
 
 
 def _takes_weight(node: ir.Node) -> bool:

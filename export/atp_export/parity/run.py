@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from atp_export.parity.full import check_fully
+from atp_export.parity.measures import Tolerance
 from atp_export.parity.modes import Mode, available_bytes, choose_mode
 from atp_export.parity.report import Check, Note, ParityReport
 from atp_export.parity.sampled import check_samples
 from atp_export.parity.samples import make_prompts
-from atp_export.parity.tolerances import TOLERANCES
+from atp_export.parity.tolerances import tolerances_of
 from atp_export.plan import ExportPlan
 from atp_export.versions import package_versions
 from atp_models.architecture import ModelSpec
@@ -54,18 +56,26 @@ def run_parity(
     start = time.perf_counter()
     chosen = _choose(mode, plan)
     bundle = Bundle(bundle_root.resolve(), read_manifest(bundle_root))
-    checks = _checks(chosen, checkpoint, spec, plan, bundle, report)
+    tolerances = tolerances_of(plan.precision, bundle.manifest.quantisation)
+    checks = _checks(chosen, checkpoint, spec, plan, bundle, tolerances, report)
     return ParityReport(
         mode=chosen.name,
         reason=chosen.reason,
         precision=plan.precision,
         dialects=plan.dialects,
         checks=checks,
-        tolerances=TOLERANCES[plan.precision],
+        tolerances=tolerances,
         packages=package_versions(),
         seconds=time.perf_counter() - start,
         passed=bool(checks) and all(check.passed for check in checks),
     )
+
+
+def _reference(checkpoint: Checkpoint, spec: ModelSpec) -> LlavaReference:
+    """As Transformers loads it; its own loading of integers needs other packages and a GPU."""
+    if checkpoint.quantised:
+        return LlavaReference.of_quantised(checkpoint, spec)
+    return LlavaReference.load(checkpoint.path)
 
 
 def _choose(mode: str, plan: ExportPlan) -> Mode:
@@ -81,11 +91,11 @@ def _checks(
     spec: ModelSpec,
     plan: ExportPlan,
     bundle: Bundle,
+    tolerances: Mapping[str, Tolerance],
     report: Note,
 ) -> tuple[Check, ...]:
-    tolerances = TOLERANCES[plan.precision]
     if mode.name == "full":
-        reference = LlavaReference.load(checkpoint.path)
+        reference = _reference(checkpoint, spec)
         prompts = make_prompts(spec, plan.axes["tokens"].maximum)
 
         def check(view: Bundle) -> tuple[Check, ...]:

@@ -41,9 +41,15 @@ class Source:
         """Reads headers, no weights.
 
         Raises:
-            InputError: It is no LLaVA checkpoint that this project supports.
+            InputError: It is no LLaVA checkpoint that this project supports, or it is quantised.
         """
         checkpoint = Checkpoint.open(path)
+        if checkpoint.quantised:
+            raise InputError(
+                f"{path} holds {len(checkpoint.quantised)} quantised layers",
+                why="integers cannot be trained",
+                fix="train the checkpoint that it was made of",
+            )
         spec = read_architecture(checkpoint)
         check_tensors(checkpoint, spec)
         return cls(checkpoint, spec)
