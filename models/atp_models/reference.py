@@ -20,7 +20,9 @@ from torch import Tensor
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from atp_models.quiet import quiet_transformers
-from atp_models.reference_layers import ATTENTION, LayerRunner, LayerStep, Tokens
+from atp_models.reference_layers import ATTENTION, LayerStep, Tokens
+from atp_models.reference_structure import layer_runner
+from atp_runtime.structure import Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +89,14 @@ class LlavaReference:
         """A new sequence through Transformers' own forward."""
         return DenseRun(self.model)
 
-    def pruned(self, points: Collection[int] = ()) -> PrunedRun:
+    def pruned(self, points: Collection[int] = (), structure: Structure | None = None) -> PrunedRun:
         """A new sequence through the pruned decoder.
 
         Args:
             points: Layers before which tokens may be dropped, and scores are computed.
+            structure: Which work visual tokens are spared.
         """
-        return PrunedRun(self.model, points)
+        return PrunedRun(self.model, points, structure)
 
     def see(self, pixel_values: Tensor) -> VisionStep:
         """Runs the vision tower and the projector on [images, 3, height, width]."""
@@ -158,16 +161,25 @@ class PrunedRun:
     chunk goes on at the position where the unpruned sequence ends.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration, points: Collection[int]) -> None:
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        points: Collection[int],
+        structure: Structure | None = None,
+    ) -> None:
         self._reference = LlavaReference(model)
         decoder = model.model.language_model
         self._layers = decoder.layers
-        self._runner = LayerRunner(decoder.rotary_emb)
+        self._runner = layer_runner(decoder.rotary_emb, structure)
         self._points = frozenset(points)
         self._position = 0
 
     def forward(
-        self, hidden: Tensor, visual: Tensor, keep: Mapping[int, Tensor] | None = None
+        self,
+        hidden: Tensor,
+        visual: Tensor,
+        keep: Mapping[int, Tensor] | None = None,
+        places: Tensor | None = None,
     ) -> PrunedStep:
         """Runs a prompt, or the next token.
 
@@ -176,10 +188,11 @@ class PrunedRun:
             visual: bool [tokens], which of them are image features.
             keep: By layer, the tokens that enter it: int64 [kept], rising, indices into the
                 tokens that entered the layer before it.
+            places: See `Tokens`; a structure asks for them.
         """
         positions = torch.arange(self._position, self._position + hidden.shape[1])
         self._position += hidden.shape[1]
-        tokens, steps = Tokens(positions, visual), []
+        tokens, steps = Tokens(positions, visual, places), []
         for number, layer in enumerate(self._layers):
             if keep and number in keep:
                 hidden, tokens = hidden[:, keep[number]], tokens.keep(keep[number])
