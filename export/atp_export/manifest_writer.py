@@ -53,6 +53,7 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
             notice=job.notice,
         ),
         files=files,
+        structure=job.plan.structure,
         other_dialects={name: DIALECTS[name].opset for name in job.plan.dialects[1:]},
     )
     write_atomically(workspace.root / MANIFEST_NAME, dump_manifest(manifest))

@@ -15,8 +15,11 @@ import torch
 
 from atp_models.architecture import ModelSpec, TextSpec
 from atp_models.pruning_config import check_layers
+from atp_models.structure import check_structure
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import AxisRange, PruningPoint
+from atp_runtime.structure import FAST, Structure
+from atp_runtime.structure_rows import Blocks
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 BOTH_DIALECTS = ("portable", "native")
@@ -62,6 +65,7 @@ class ExportPlan:
         segments: In the order they run; together they cover every layer once.
         heads: Together they cover the vocabulary once.
         axes: Ranges of the named axes of the manifest.
+        structure: Which work visual tokens are spared; None is none.
     """
 
     spec: ModelSpec
@@ -70,6 +74,7 @@ class ExportPlan:
     segments: tuple[SegmentPlan, ...]
     heads: tuple[HeadPlan, ...]
     axes: dict[str, AxisRange]
+    structure: Structure | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,6 +101,7 @@ def make_plan(
     cut_at: Sequence[int] = (),
     max_tokens: int | None = None,
     max_segment_bytes: int | None = None,
+    structure: Structure | None = None,
 ) -> ExportPlan:
     """Decides the segments.
 
@@ -109,11 +115,13 @@ def make_plan(
         max_segment_bytes: Segments with more weights than that are cut further, at layers where
             nothing is pruned, and so is the head along the vocabulary: a device with little
             memory can then build their engines.
+        structure: Which work visual tokens are spared; they leave where it says.
 
     Raises:
         InputError: A point or cut is outside the decoder, `max_tokens` is beyond the model's limit,
             or a single layer has more than `max_segment_bytes`.
     """
+    points = (*points, *_cut(structure, points, spec.text))
     pruned = {point.before_layer: point for point in points}
     check_layers(tuple(point.before_layer for point in points), spec.text.layers)
     check_layers(tuple(cut_at), spec.text.layers)
@@ -135,7 +143,35 @@ def make_plan(
     )
     dialects = BOTH_DIALECTS if dialect == "both" else (dialect,)
     heads = _heads(spec.text, max_segment_bytes, DTYPES[precision])
-    return ExportPlan(spec, precision, dialects, segments, heads, _axes(spec, longest))
+    axes = _axes(spec, longest) | _structure_axes(spec, longest, structure)
+    return ExportPlan(spec, precision, dialects, segments, heads, axes, structure)
+
+
+def _cut(
+    structure: Structure | None, points: Sequence[PruningPoint], text: TextSpec
+) -> tuple[PruningPoint, ...]:
+    """The point at which all visual tokens leave, if the structure has one."""
+    if structure is None:
+        return ()
+    check_structure(structure, text)
+    for point in points:
+        if structure.mode == FAST and not structure.kept_heads(point.before_layer - 1, text.heads):
+            raise InputError(
+                f"pruning before layer {point.before_layer}, and no heads kept in the layer before",
+                why="tokens are scored by the attention of that layer's kept heads.",
+                fix="prune before another layer, or keep heads there.",
+            )
+    cut = structure.cut_layer
+    if cut is None or structure.mode != FAST:
+        return ()
+    behind = [point.before_layer for point in points if point.before_layer >= cut]
+    if behind:
+        raise InputError(
+            f"pruning before layer {behind[0]} with cut_layer {cut}",
+            why="from the cut on there are no visual tokens to prune.",
+            fix="prune before earlier layers, or cut later.",
+        )
+    return (PruningPoint(cut, "keep_none", {}),)
 
 
 def _layer_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -185,12 +221,30 @@ def _axes(spec: ModelSpec, longest: int) -> dict[str, AxisRange]:
     }
 
 
+def _structure_axes(
+    spec: ModelSpec, longest: int, structure: Structure | None
+) -> dict[str, AxisRange]:
+    if structure is None:
+        return {}
+    visual, typical = spec.vision.tokens, min(64, longest)
+    axes = {"others": AxisRange(0, typical, longest)}
+    if structure.window is not None:
+        images = max(1, longest // max(1, visual))
+        blocks = -(-spec.vision.grid[0] // Blocks.of(structure.window, spec.vision.grid).rows)
+        axes["visual"] = AxisRange(0, min(visual, longest), longest)
+        axes["blocks"] = AxisRange(0, blocks, images * blocks)
+    return axes
+
+
 def plan_summary(plan: ExportPlan) -> dict[str, Any]:
     """What identifies a plan: equal summaries of equal checkpoints give equal bundles."""
+    # Left out where there is none, so that bundles of before are still known.
+    structure = {} if plan.structure is None else {"structure": asdict(plan.structure)}
     return {
         "precision": plan.precision,
         "dialects": plan.dialects,
         "segments": [asdict(segment) for segment in plan.segments],
         "heads": [asdict(head) for head in plan.heads],
         "axes": {name: asdict(axis) for name, axis in plan.axes.items()},
+        **structure,
     }

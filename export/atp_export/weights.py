@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 
 from atp_export.plan import DTYPE_NAMES
-from atp_export.stage_graph import IR_TYPES, StageGraph, StageWeight
+from atp_export.stage_graph import IR_TYPES, StageGraph, StageWeight, WeightPart
 from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
 from atp_models.text_spec import HEAD
@@ -63,11 +63,18 @@ class TensorSource:
             stored = self.checkpoint.read(weight.source)
             if weight.source in _CUT:
                 stored = stored[weight.first_row : weight.first_row + weight.shape[0]]
+            if weight.part is not None:
+                stored = _part(stored, weight.part)
         tensor = stored.to(weight.dtype)
         # NaN and infinity show in the extremes, which take a tenth of the time of `isfinite`.
         if not bool(torch.isfinite(torch.stack(tensor.aminmax())).all()):
             raise _not_finite(weight, stored)
         into.copy_(tensor.t() if weight.transposed else tensor)
+
+
+def _part(stored: torch.Tensor, part: WeightPart) -> torch.Tensor:
+    spans = [stored.narrow(part.axis, first, last - first) for first, last in part.spans]
+    return spans[0] if len(spans) == 1 else torch.cat(spans, part.axis)
 
 
 def _not_finite(weight: StageWeight, stored: torch.Tensor) -> CheckFailedError:

@@ -21,6 +21,8 @@ from typing import Any
 
 from atp_runtime.errors import InputError
 from atp_runtime.schema import from_json, to_json
+from atp_runtime.structure import Structure
+from atp_runtime.tensor_names import ROWS
 
 FORMAT = "atp-bundle"
 SCHEMA_VERSION = 2
@@ -102,6 +104,11 @@ class Stage:
     layers: tuple[int, int] = (0, 0)
     pruning: PruningPoint | None = None
     other_graphs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tells_visual(self) -> bool:
+        """Whether it is told which rows are visual, see `atp_runtime.structure_rows`."""
+        return any(spec.name in ROWS for spec in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -209,7 +216,8 @@ class Manifest:
 
     `precision` is that of hidden states and caches. `dialect` and `opset` are those of each
     stage's `graph`; `other_dialects` gives the opsets of its `other_graphs`. `derivations` are
-    the steps behind the export, in the order they were taken.
+    the steps behind the export, in the order they were taken. `structure` says which work visual
+    tokens are spared, if any.
     """
 
     format: str
@@ -229,6 +237,7 @@ class Manifest:
     other_dialects: Mapping[str, int] = field(default_factory=dict)
     quantisation: Quantisation | None = None
     derivations: tuple[Derivation, ...] = ()
+    structure: Structure | None = None
 
     @property
     def dialects(self) -> tuple[str, ...]:

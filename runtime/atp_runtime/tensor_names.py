@@ -5,6 +5,12 @@ from __future__ import annotations
 SCORES = ("scores.self", "scores.cross")
 """What a segment before a pruning point gives for each token."""
 
+ROWS = ("other_rows", "row_slots")
+"""What a segment is told where visual tokens are spared work, see `StructureRows`."""
+
+WINDOW = ("window_queries", "window_keys", "window_cells")
+"""What it is told besides where they see their neighbours alone."""
+
 
 def cache_names(layer: int) -> tuple[str, str, str, str]:
     """Names of a layer's past key, past value, new key and new value, by global index."""
