@@ -11,6 +11,7 @@ import torch
 
 from atp_export.graphs.dialects import DIALECTS
 from atp_export.graphs.vision import feature_layers, layer_prefix
+from atp_export.masked_segment import MaskedSegment
 from atp_export.plan import DTYPE_NAMES, HeadPlan
 from atp_export.signatures import (
     SCORER_INPUTS,
@@ -24,7 +25,7 @@ from atp_export.trace import Piece
 from atp_export.traced_pieces import TracedPieces
 from atp_models.architecture import ModelSpec
 from atp_models.text_spec import EMBEDDING, HEAD
-from atp_runtime.structure import Structure
+from atp_runtime.structure import MASKED, Structure
 from atp_runtime.tensor_names import SCORES, cache_names
 
 
@@ -92,26 +93,31 @@ class StageComposer:
             outputs |= {new_key: key, new_value: value}
         if scored:
             asked = [inputs[name] for name in SCORER_INPUTS]
-            if structured is None:
-                scores = builder.call(self._pieces.scorer, [*seen, mask, *asked], label="scorer")
-            else:
+            if isinstance(structured, StructuredSegment):
                 scores = structured.scores(last - 1, seen, mask, asked)
+            else:
+                scores = builder.call(self._pieces.scorer, [*seen, mask, *asked], label="scorer")
             outputs |= dict(zip(SCORES, scores, strict=True))
         return builder.finish({"hidden_states_out": hidden, **outputs})
 
-    def _structured(self, builder: StageBuilder, first: int) -> StructuredSegment | None:
-        if self._structure is None or not self._structure.covers(first):
+    def _structured(
+        self, builder: StageBuilder, first: int
+    ) -> StructuredSegment | MaskedSegment | None:
+        structure = self._structure
+        if structure is None or not structure.covers(first):
             return None
         past_key = builder.inputs[cache_names(first)[0]]
         pieces = self._pieces.structured
-        return StructuredSegment(builder, pieces, self.spec, self._structure, past_key)
+        if structure.mode == MASKED:
+            return MaskedSegment(builder, pieces, self.spec.text, structure, past_key)
+        return StructuredSegment(builder, pieces, self.spec, structure, past_key)
 
     def _layer(
         self,
         builder: StageBuilder,
         layer: int,
         arguments: list[ir.Value],
-        structured: StructuredSegment | None,
+        structured: StructuredSegment | MaskedSegment | None,
     ) -> tuple[ir.Value, ...]:
         """Hidden states, new keys and values, and what a scorer takes: query, key, keys."""
         prefix = f"model.language_model.layers.{layer}."

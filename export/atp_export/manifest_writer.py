@@ -38,7 +38,7 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
         precision=job.plan.precision,
         dialect=job.plan.dialect,
         opset=DIALECTS[job.plan.dialect].opset,
-        text=_text_model(spec.text, job.plan.axes["tokens"].maximum),
+        text=text_model(spec.text, job.plan.axes["tokens"].maximum),
         vision=_vision_model(spec.vision, spec.image_token_id),
         embedding=Embedding(EMBEDDING_FILE, DTYPE_NAMES[job.plan.dtype]),
         axes=job.plan.axes,
@@ -60,7 +60,8 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
     return manifest
 
 
-def _text_model(spec: TextSpec, longest: int) -> TextModel:
+def text_model(spec: TextSpec, longest: int) -> TextModel:
+    """The decoder's dimensions, of a bundle for up to `longest` tokens."""
     return TextModel(
         layers=spec.layers,
         hidden=spec.hidden,

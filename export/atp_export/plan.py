@@ -154,8 +154,14 @@ def _cut(
     if structure is None:
         return ()
     check_structure(structure, text)
+    if structure.mode != FAST and points:
+        raise InputError(
+            f"pruning before layer {points[0].before_layer} with the mode {structure.mode!r}",
+            why="that mode simulates what visual tokens are spared, all of them present.",
+            fix=f"prune in the mode {FAST!r}, or leave the points away.",
+        )
     for point in points:
-        if structure.mode == FAST and not structure.kept_heads(point.before_layer - 1, text.heads):
+        if not structure.kept_heads(point.before_layer - 1, text.heads):
             raise InputError(
                 f"pruning before layer {point.before_layer}, and no heads kept in the layer before",
                 why="tokens are scored by the attention of that layer's kept heads.",
@@ -224,7 +230,7 @@ def _axes(spec: ModelSpec, longest: int) -> dict[str, AxisRange]:
 def _structure_axes(
     spec: ModelSpec, longest: int, structure: Structure | None
 ) -> dict[str, AxisRange]:
-    if structure is None:
+    if structure is None or structure.mode != FAST:
         return {}
     visual, typical = spec.vision.tokens, min(64, longest)
     axes = {"others": AxisRange(0, typical, longest)}

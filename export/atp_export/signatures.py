@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from atp_export.plan import DTYPE_NAMES, ExportPlan
 from atp_models.architecture import ModelSpec
 from atp_runtime.manifest import TensorSpec
-from atp_runtime.structure import Structure
+from atp_runtime.structure import MASKED, Structure
 from atp_runtime.structure_rows import Blocks
-from atp_runtime.tensor_names import ROWS, SCORES, WINDOW, cache_names
+from atp_runtime.tensor_names import PLACES, ROWS, SCORES, WINDOW, cache_names
 
 FLOAT, INDEX = "float32", "int64"
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
@@ -72,6 +72,8 @@ def segment_signature(
 
 
 def _row_inputs(spec: ModelSpec, structure: Structure) -> list[TensorSpec]:
+    if structure.mode == MASKED:
+        return [TensorSpec(PLACES, INDEX, ("kept", 3))]
     rows = (("others",), ("kept",))
     shapes: dict[str, tuple[int | str, ...]] = dict(zip(ROWS, rows, strict=True))
     if structure.window is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from atp_export.graphs.dialects import Dialect
+from atp_export.graphs.masked import MaskedEntry, MaskedLayer
 from atp_export.graphs.pieces import AttentionScorer
 from atp_export.graphs.structured import NoScores, StructuredLayer
 from atp_export.graphs.windows import WindowEntry
@@ -34,6 +35,8 @@ class StructuredPieces:
         self.layer = cache(self._layer)
         self.scorer = cache(self._scorer)
         self.no_scores = cache(self._no_scores)
+        self.masked_entry = cache(self._masked_entry)
+        self.masked_layer = cache(self._masked_layer)
 
     def _window_entry(self, blocks: Blocks) -> Piece:
         arguments = [
@@ -48,14 +51,9 @@ class StructuredPieces:
         return self._trace("WindowEntry", build, arguments, ["window_mask"])
 
     def _layer(self, kept: int, ratio: int, blocks: Blocks | None) -> Piece:
-        text, half = self._text, self._text.head_dim // 2
+        text = self._text
         arguments = [
-            Argument("hidden_states", (1, "kept", text.hidden), self._dtype),
-            Argument("cos", (1, "kept", half), FLOAT),
-            Argument("sin", (1, "kept", half), FLOAT),
-            Argument("mask", ("kept", KEY), self._dialect.mask_dtype),
-            self._cache("past_key", "past"),
-            self._cache("past_value", "past"),
+            *self._layer_arguments(),
             Argument("other_rows", ("others",), INDEX),
             Argument("row_slots", ("kept",), INDEX),
             Argument("head_order", (text.heads,), INDEX),
@@ -75,6 +73,40 @@ class StructuredPieces:
         outputs += ["query", "scored_key", "scored_keys"] if kept else []
         build = partial(StructuredLayer, text, self._dialect, kept, ratio)
         return self._trace(f"StructuredLayer_{kept}", build, arguments, outputs)
+
+    def _masked_entry(self, window: int | None) -> Piece:
+        arguments = [
+            Argument("position_ids", (1, "kept"), INDEX),
+            Argument("past_length", (1,), INDEX),
+            self._cache("past_key", "past"),
+            Argument("visual_places", ("kept", 3), INDEX),
+        ]
+        build = partial(MaskedEntry, self._dialect, window)
+        return self._trace("MaskedEntry", build, arguments, ["mask"])
+
+    def _masked_layer(self, ratio: int) -> Piece:
+        text = self._text
+        arguments = [
+            *self._layer_arguments(),
+            Argument("visual_places", ("kept", 3), INDEX),
+            Argument("heads_given", (text.heads,), INDEX),
+            Argument("heads_counted", (text.kv_heads,), INDEX),
+        ]
+        build = partial(MaskedLayer, text, self._dialect, ratio)
+        outputs = ["hidden_states_out", "key", "value"]
+        return self._trace("MaskedLayer", build, arguments, outputs)
+
+    def _layer_arguments(self) -> list[Argument]:
+        """What every layer takes."""
+        half = self._text.head_dim // 2
+        return [
+            Argument("hidden_states", (1, "kept", self._text.hidden), self._dtype),
+            Argument("cos", (1, "kept", half), FLOAT),
+            Argument("sin", (1, "kept", half), FLOAT),
+            Argument("mask", ("kept", KEY), self._dialect.mask_dtype),
+            self._cache("past_key", "past"),
+            self._cache("past_value", "past"),
+        ]
 
     def _scorer(self, kept: int) -> Piece:
         """`AttentionScorer` over the kept heads."""

@@ -22,7 +22,7 @@ from typing import Any
 from atp_runtime.errors import InputError
 from atp_runtime.schema import from_json, to_json
 from atp_runtime.structure import Structure
-from atp_runtime.tensor_names import ROWS
+from atp_runtime.tensor_names import PLACES, ROWS
 
 FORMAT = "atp-bundle"
 SCHEMA_VERSION = 2
@@ -107,8 +107,8 @@ class Stage:
 
     @property
     def tells_visual(self) -> bool:
-        """Whether it is told which rows are visual, see `atp_runtime.structure_rows`."""
-        return any(spec.name in ROWS for spec in self.inputs)
+        """Whether it is told which rows are visual, see `atp_runtime.structure_tables`."""
+        return any(spec.name in (*ROWS, PLACES) for spec in self.inputs)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from atp_runtime.backends.base import item_size
 from atp_runtime.context import Prefill
 from atp_runtime.decoder_results import PointResult, StageCall
 from atp_runtime.manifest import Manifest, Stage, TextModel
+from atp_runtime.structure import MASKED
 from atp_runtime.structure_work import PrefillRows, structured_flops
 
 _LINUX_STATUS = Path("/proc/self/status")
@@ -177,11 +178,12 @@ def segment_flops(text: TextModel, stage: Stage, tokens: int, past: int) -> int:
 
 def call_flops(manifest: Manifest, stage: Stage, call: StageCall) -> int:
     """Floating-point operations of a run of a segment, as executed."""
-    if manifest.structure is None or not stage.tells_visual:
+    structure = manifest.structure
+    if structure is None or structure.mode == MASKED or not stage.tells_visual:
         return segment_flops(manifest.text, stage, call.tokens, call.past)
     rows = PrefillRows(call.visual, call.tokens - call.visual, call.past)
     layers, grid = range(*stage.layers), manifest.vision.grid
-    return structured_flops(manifest.text, manifest.structure, grid, layers, rows)
+    return structured_flops(manifest.text, structure, grid, layers, rows)
 
 
 def decode_bytes(manifest: Manifest, lengths: Sequence[int], steps: int) -> int:

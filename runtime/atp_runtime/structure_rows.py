@@ -91,6 +91,13 @@ class StructureRows:
         return cls(rows, others, slots, *tables)
 
 
+def token_places(visual: VisualTokens, tokens: int) -> IndexArray:
+    """Image, row and column of each token of a sequence: int64 [kept, 3], -1 where it has none."""
+    places = np.full((tokens, 3), -1, dtype=np.int64)
+    places[visual.index] = np.stack((visual.image, visual.row, visual.column), axis=1)
+    return places
+
+
 def _window_tables(
     token: IndexArray, image: IndexArray, row: IndexArray, column: IndexArray, blocks: Blocks | None
 ) -> tuple[IndexArray, IndexArray, IndexArray]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from atp_runtime.backends.base import Backend, DeviceArray, DeviceBuffer
 from atp_runtime.manifest import Manifest
 from atp_runtime.selection import IndexArray, VisualTokens
-from atp_runtime.structure_rows import Blocks, StructureRows
-from atp_runtime.tensor_names import ROWS, WINDOW
+from atp_runtime.structure import MASKED
+from atp_runtime.structure_rows import Blocks, StructureRows, token_places
+from atp_runtime.tensor_names import PLACES, ROWS, WINDOW
 
 
 class StructureTables:
@@ -20,6 +21,7 @@ class StructureTables:
     def __init__(self, backend: Backend, manifest: Manifest) -> None:
         self._backend = backend
         structure = manifest.structure
+        self._masked = structure is not None and structure.mode == MASKED
         self._blocks = None
         if structure is not None and structure.window is not None:
             self._blocks = Blocks.of(structure.window, manifest.vision.grid)
@@ -35,6 +37,8 @@ class StructureTables:
         Raises:
             MachineError: There is not enough memory.
         """
+        if self._masked:
+            return {PLACES: self._write(PLACES, token_places(visual, tokens))}
         rows = StructureRows.of(visual, tokens, self._blocks)
         names = ROWS if self._blocks is None else ROWS + WINDOW
         return {name: self._write(name, getattr(rows, name)) for name in names}

@@ -11,6 +11,13 @@ ROWS = ("other_rows", "row_slots")
 WINDOW = ("window_queries", "window_keys", "window_cells")
 """What it is told besides where they see their neighbours alone."""
 
+PLACES = "visual_places"
+"""What it is told instead where the work is done and hidden: int64 [kept, 3], the image, row and
+column of each token, -1 for what has no place."""
+
+ROW_AXES = ("others", "visual", "blocks")
+"""The axes of these: see `StructureRows`."""
+
 
 def cache_names(layer: int) -> tuple[str, str, str, str]:
     """Names of a layer's past key, past value, new key and new value, by global index."""

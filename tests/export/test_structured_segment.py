@@ -10,10 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
+from tests.export.command_line import Run
 
 from atp_export.check.lint import lint
+from atp_export.engines.options import EngineOptions
+from atp_export.engines.profiles import stage_profiles
+from atp_export.engines.samples import moments, sample_inputs
 from atp_export.job import ExportJob, ExportOptions, prepare_job
 from atp_export.manifest_writer import write_manifest
 from atp_export.parity import ParityReport, run_parity
@@ -26,9 +31,15 @@ from atp_export.workspace import Workspace
 from atp_models.random_checkpoint import write_random_checkpoint
 from atp_models.random_configs import tiny_config
 from atp_runtime.bundle import Bundle
+from atp_runtime.chunk import Chunk
 from atp_runtime.errors import InputError
+from atp_runtime.manifest import Stage
+from atp_runtime.selection import Selectors
 from atp_runtime.statistics import call_flops
 from atp_runtime.structure import Structure
+from atp_runtime.structure_rows import Blocks, StructureRows
+from atp_runtime.tensor_names import cache_names
+from atp_runtime.workspace import Scorer
 
 MakeJob = Callable[..., ExportJob]
 HEADS = ["0110", "1010", "0110", "1111"]
@@ -46,6 +57,11 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "biases": ({"attention_bias": True, "mlp_bias": True}, {"structure": ALL}),
     "class token": ({"vision": "dinov2", "strategy": "full"}, {"structure": ALL}),
     "no heads before the cut": ({}, {"structure": {"heads": ["0000"] * 4, "cut_layer": 1}}),
+    "masked": ({}, {"structure": {**ALL, "mode": "masked"}}),
+    "masked, biases": (
+        {"kv_heads": 2, "attention_bias": True, "mlp_bias": True},
+        {"structure": {"heads": ["1100", "0011", "1111", "0000"], "mode": "masked"}},
+    ),
     "last row": ({}, {"policy": "fastv", "layer": 1, "structure": ALL}),
 }
 
@@ -98,6 +114,37 @@ def test_logits_are_those_of_the_simulation_to_1e_4(combined: ExportJob) -> None
     assert max(measure.max_abs_error or 0 for measure in found) <= 1e-4
 
 
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> ExportJob:
+    """The same weights as `combined`, all work done and hidden, and visual tokens in all layers."""
+    checkpoint = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    write_random_checkpoint(checkpoint, tiny_config())
+    structure = {**ALL, "cut_layer": 3, "mode": "masked"}
+    return exported(checkpoint, tmp_path_factory.mktemp("bundle") / "b", {"structure": structure})
+
+
+@pytest.mark.parametrize("mode", ["full", "sampled"])
+def test_a_masked_bundle_computes_what_the_simulation_does(masked: ExportJob, mode: str) -> None:
+    assert len(masked.plan.segments) == 1
+    assert misses(parity(masked, mode)) == []
+
+
+def test_fast_and_masked_agree_before_the_cut(combined: ExportJob, masked: ExportJob) -> None:
+    """Two graphs made in two ways; behind the cut the masked one goes on with visual tokens."""
+    prompt = image_prompt(combined.plan.spec, 2, 2048)
+    found = []
+    for job in (combined, masked):
+        with BundleRun(Bundle.open(job.bundle), prompt.tokens) as run:
+            _, outputs = run.prefill(prompt, keep_all)
+            found.append({name: outputs[name] for name in outputs if "present" in name})
+
+    fast, hidden = found
+    for layer in range(3):
+        for kind in ("key", "value"):
+            name = f"present.{layer}.{kind}"
+            np.testing.assert_allclose(fast[name], hidden[name], atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_computes_what_the_simulation_does(tmp_path: Path, kind: str) -> None:
@@ -136,18 +183,12 @@ def test_visual_tokens_and_their_keys_are_gone_from_the_cut_on(combined: ExportJ
     prompt = image_prompt(combined.plan.spec, 1, 2048)
 
     with BundleRun(bundle, prompt.tokens) as run:
-        result, outputs = run.prefill(prompt, run_rules(bundle))
+        result, outputs = run.prefill(prompt, Selectors.open(bundle.root, bundle.manifest))
 
     text = len(prompt.ids) - bundle.manifest.vision.tokens
     assert result.points[-1].before_layer == 3
     assert outputs["present.3.key"].shape[1] == text
     assert [call.tokens for call in result.calls if call.stage == "segment_2"] == [text]
-
-
-def run_rules(bundle: Bundle) -> Any:
-    from atp_runtime.selection import Selectors  # noqa: PLC0415
-
-    return Selectors.open(bundle.root, bundle.manifest)
 
 
 def test_every_weight_is_stored_once(combined: ExportJob) -> None:
@@ -169,33 +210,46 @@ def test_every_weight_is_stored_once(combined: ExportJob) -> None:
 def test_no_activation_is_a_matrix_of_all_tokens_by_all_tokens_per_head(
     combined: ExportJob,
 ) -> None:
-    """Asked of the shapes that ONNX infers for a prompt of 640 tokens."""
-    visual, others = 576, 64
-    sizes = {"tokens": 640, "kept": 640, "past": 7, "rows": 32, "others": others}
-    sizes |= {"visual": visual, "blocks": 144}
-    stages = [s for s in Bundle.open(combined.bundle).manifest.segments if s.tells_visual]
+    """Asked of every value that appears in a prompt of 36 images of 16 tokens."""
+    bundle = Bundle.open(combined.bundle)
+    vision = bundle.manifest.vision
+    ids = np.full(640, vision.image_token_id)
+    ids[::10] = 5
+    chunk = Chunk.from_ids(ids, vision)
+    stages = [stage for stage in bundle.manifest.segments if stage.tells_visual]
     assert len(stages) == 2
     for stage in stages:
-        shapes = inferred_shapes(combined.bundle / stage.graph, sizes)
+        shapes = shapes_inside(bundle, stage, chunk)
         assert len(shapes) > 100
-        assert all(size > 0 for shape in shapes for size in shape), "a shape is not known"
-        per_head = [s for s in shapes if len(s) > 2 and sum(n >= visual for n in s) > 1]
-        assert per_head == []
+        most = bundle.manifest.text.heads * 576
+        assert [shape for shape in shapes if np.prod(shape) >= most * 576] == []
+    whole = shapes_inside(bundle, bundle.manifest.segments[-1], chunk)
+    assert any(np.prod(shape) >= most * 576 for shape in whole), "none would be seen"
 
 
-def inferred_shapes(graph: Path, sizes: dict[str, int]) -> list[list[int]]:
-    model = onnx.load(graph, load_external_data=False)
-    for value in model.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_value = sizes[dim.dim_param]
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    found = onnx.shape_inference.infer_shapes(model, data_prop=True, strict_mode=True)
-    return [
-        [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*found.graph.value_info, *found.graph.output)
-    ]
+def shapes_inside(bundle: Bundle, stage: Stage, chunk: Chunk) -> list[tuple[int, ...]]:
+    """Of all that a segment computes for a chunk."""
+    model = onnx.load(bundle.path(stage.graph))
+    known = {value.name for value in model.graph.output}
+    names = [name for node in model.graph.node for name in node.output if name not in known]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    text, tokens = bundle.manifest.text, len(chunk)
+    rows = StructureRows.of(chunk.visual(), tokens, Blocks.of(3, bundle.manifest.vision.grid))
+    scorer = Scorer.for_sequence(chunk.visual(), tokens)
+    cache = np.zeros((1, 0, text.kv_heads, text.head_dim), np.float32)
+    feeds = {
+        "hidden_states": np.ones((1, tokens, text.hidden), np.float32),
+        "keep_indices": np.arange(tokens),
+        "position_ids": np.arange(tokens)[np.newaxis],
+        "past_length": np.zeros(1, np.int64),
+        **{name: cache for layer in range(*stage.layers) for name in cache_names(layer)[:2]},
+        **vars(rows),
+        **vars(scorer),
+    }
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    wanted = {node.name for node in session.get_inputs()}
+    found = session.run(None, {name: value for name, value in feeds.items() if name in wanted})
+    return [value.shape for value in found]
 
 
 def test_the_counter_has_the_products_of_the_graph(combined: ExportJob) -> None:
@@ -296,6 +350,23 @@ def test_the_policy_takes_heads_from_a_file_beside_the_checkpoint(
     assert plan.structure.heads == ("1111", "0011", "1111", "1111")
 
 
+def test_a_dry_run_prints_both_countings(own_checkpoint: Path, run: Run) -> None:
+    words = ("--dry-run", "--policy", "yopo", "--set", "ffn_ratio=4")
+
+    shown = run(own_checkpoint, own_checkpoint.parent / "bundle", *words)
+
+    assert shown.code == 0
+    lines = [line for line in shown.out.splitlines() if line.startswith("FLOPs")]
+    # Half of the layers: 4 d^2 + 3 d m / 4 of 4 d^2 + 3 d m, and 25 of 16 keys, that is all.
+    d, m, n = 64, 128, 16
+    spared = 2 * n * (4 * d * d + 3 * d * m / 4) + 4 * n * n * d
+    whole = 2 * n * (4 * d * d + 3 * d * m) + 4 * n * n * d
+    assert f"({50 * spared / whole:.1f} %)" in lines[0]
+    assert len(lines) == 2
+    document = json.loads(run(own_checkpoint, "nowhere", *words, "--json").out)
+    assert document["structure_flops"]["formula"] == pytest.approx(2 * spared)
+
+
 def test_dense_leaves_a_stored_structure_out(make_job: MakeJob, own_checkpoint: Path) -> None:
     (own_checkpoint / "pruning_config.json").write_text('{"structure": {"window": 3}}')
 
@@ -314,6 +385,7 @@ def test_a_structure_changes_the_key(make_job: MakeJob) -> None:
     [
         ({"layers": [3], "structure": {"cut_layer": 2}}, "pruning before layer 3 with cut_layer 2"),
         ({"structure": {"cut_layer": 9}}, "cut_layer 9"),
+        ({"layers": [2], "structure": {"mode": "masked"}}, "layer 2 with the mode 'masked'"),
         ({"layers": [2], "structure": {"heads": ["0000"] * 4}}, "no heads kept in the layer"),
     ],
 )
@@ -351,3 +423,15 @@ def test_a_damaged_value_is_found(combined: ExportJob, tmp_path: Path) -> None:
     )
 
     assert not report.passed
+
+
+def test_engines_are_tried_with_inputs_that_the_graphs_take(combined: ExportJob) -> None:
+    bundle = Bundle.open(combined.bundle)
+    for stage in bundle.manifest.segments:
+        session = onnxruntime.InferenceSession(str(bundle.path(stage.graph)))
+        profiles = stage_profiles(bundle.manifest, stage, EngineOptions())
+        for moment in moments(profiles):
+            profile = profiles[-1] if moment.name == "decode" else profiles[0]
+            assert profile.admits(moment.lengths)
+            outputs = session.run(None, sample_inputs(stage, moment.lengths))
+            assert all(np.isfinite(output).all() for output in outputs)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from atp_runtime.errors import CheckFailedError
 from atp_runtime.manifest import Stage
-from atp_runtime.tensor_names import ROWS, SCORES, WINDOW, cache_names
+from atp_runtime.tensor_names import PLACES, ROWS, SCORES, WINDOW, cache_names
 
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
 _TOWER_NORM = re.compile(
@@ -91,7 +91,7 @@ def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
     outputs = [names["hidden_states_out"] if ends else _entering(graph, stage, layer + 1)]
     outputs += [key, value]
     if stage.tells_visual:
-        inputs += [names[name] for name in ROWS + WINDOW if name in names]
+        inputs += [names[name] for name in (*ROWS, *WINDOW, PLACES) if name in names]
     else:
         outputs.append(_query(graph, stage, layer))
     if ends and stage.pruning:

@@ -18,8 +18,9 @@ from atp_models.reference_layers import LayerStep, Tokens
 from atp_runtime.bundle import Bundle
 from atp_runtime.manifest import Manifest, Stage
 from atp_runtime.selection import VisualTokens
+from atp_runtime.structure import MASKED
 from atp_runtime.structure_rows import Blocks, StructureRows
-from atp_runtime.tensor_names import ROWS, WINDOW, cache_names
+from atp_runtime.tensor_names import PLACES, ROWS, WINDOW, cache_names
 from atp_runtime.workspace import Scorer
 
 SCOPE = "stage"
@@ -160,6 +161,8 @@ def row_inputs(tokens: Tokens, manifest: Manifest) -> dict[str, Array]:
     places = np.full((len(tokens.visual), 3), -1)
     if tokens.places is not None:
         places = tokens.places.numpy()
+    if structure.mode == MASKED:
+        return {PLACES: places}
     blocks = None if structure.window is None else Blocks.of(structure.window, manifest.vision.grid)
     rows = StructureRows.of(VisualTokens(index, *places[index].T), len(places), blocks)
     return {name: getattr(rows, name) for name in ROWS + WINDOW}
