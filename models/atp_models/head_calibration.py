@@ -62,7 +62,7 @@ def kept_heads(ratios: Ratios, *, tau: float | None = None, keep: float | None =
     if tau is not None:
         kept[WHOLE_LAYERS:] = rest > tau
     elif keep is not None and rest.size:
-        wanted = max(0, int(keep * layers) - heads * min(WHOLE_LAYERS, layers))
+        wanted = max(0, round(keep * layers) - heads * min(WHOLE_LAYERS, layers))
         order = np.argsort(-rest, axis=None, kind="stable")
         chosen = np.zeros(rest.size, dtype=np.bool_)
         chosen[order[:wanted]] = True

@@ -367,6 +367,15 @@ def test_a_dry_run_prints_both_countings(own_checkpoint: Path, run: Run) -> None
     assert document["structure_flops"]["formula"] == pytest.approx(2 * spared)
 
 
+def test_a_bundle_is_verified_against_its_checkpoint(combined: ExportJob, run: Run) -> None:
+    words = ("verify", combined.bundle, "--checkpoint", combined.checkpoint.path)
+
+    shown = run(*words)
+
+    assert shown.code == 0, shown.err
+    assert "PyTorch's simulation" in shown.out
+
+
 def test_dense_leaves_a_stored_structure_out(make_job: MakeJob, own_checkpoint: Path) -> None:
     (own_checkpoint / "pruning_config.json").write_text('{"structure": {"window": 3}}')
 
