@@ -9,6 +9,7 @@ without one is not a bundle. Every dimension that changes between calls is a nam
   keys and values is its input `past_length`
 * `rows`: T, the text tokens whose attention the scorer averages
 * `images`: the images of one call of the vision stage
+* `others`, `visual`, `blocks`: rows that are told apart, see `atp_runtime.structure_rows`
 """
 
 from __future__ import annotations
