@@ -11,6 +11,7 @@ import torch
 
 from atp_export.graphs.dialects import DIALECTS
 from atp_export.graphs.vision import feature_layers, layer_prefix
+from atp_export.masked_segment import MaskedSegment
 from atp_export.plan import DTYPE_NAMES, HeadPlan
 from atp_export.signatures import (
     SCORER_INPUTS,
@@ -19,18 +20,28 @@ from atp_export.signatures import (
     vision_signature,
 )
 from atp_export.stage_graph import StageBuilder, StageGraph
+from atp_export.structured_segment import StructuredSegment
 from atp_export.trace import Piece
 from atp_export.traced_pieces import TracedPieces
 from atp_models.architecture import ModelSpec
 from atp_models.text_spec import EMBEDDING, HEAD
+from atp_runtime.structure import MASKED, Structure
 from atp_runtime.tensor_names import SCORES, cache_names
 
 
 class StageComposer:
     """Makes the stages of one model in one dialect and precision."""
 
-    def __init__(self, spec: ModelSpec, *, dialect: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        dialect: str,
+        dtype: torch.dtype,
+        structure: Structure | None = None,
+    ) -> None:
         self.spec = spec
+        self._structure = structure
         self._opset = DIALECTS[dialect].opset
         self._dtype = DTYPE_NAMES[dtype]
         self._pieces = TracedPieces(spec, dialect=dialect, dtype=dtype)
@@ -57,7 +68,14 @@ class StageComposer:
 
     def segment(self, name: str, first: int, last: int, *, scored: bool) -> StageGraph:
         """Layers [first, last), with the scorer's inputs and outputs if `scored`."""
-        signature = segment_signature(self.spec, self._dtype, first=first, last=last, scored=scored)
+        signature = segment_signature(
+            self.spec,
+            self._dtype,
+            first=first,
+            last=last,
+            scored=scored,
+            structure=self._structure,
+        )
         builder = StageBuilder(name, signature, opset=self._opset)
         inputs, entry = builder.inputs, self._pieces.entry
         outputs: dict[str, ir.Value] = {}
@@ -67,20 +85,50 @@ class StageComposer:
         hidden, cos, sin, mask = builder.call(
             entry, [inputs[name] for name in taken], label="entry", names=_below("rope.", entry)
         )
+        structured = self._structured(builder, first)
         for layer in range(first, last):
             past_key, past_value, new_key, new_value = cache_names(layer)
-            hidden, key, value, query, keys = builder.call(
-                self._pieces.layer,
-                [hidden, cos, sin, mask, inputs[past_key], inputs[past_value]],
-                label=f"layers.{layer}",
-                names=_below(f"model.language_model.layers.{layer}.", self._pieces.layer),
-            )
+            arguments = [hidden, cos, sin, mask, inputs[past_key], inputs[past_value]]
+            hidden, key, value, *seen = self._layer(builder, layer, arguments, structured)
             outputs |= {new_key: key, new_value: value}
         if scored:
-            arguments = [query, key, keys, mask, *(inputs[name] for name in SCORER_INPUTS)]
-            scores = builder.call(self._pieces.scorer, arguments, label="scorer")
+            asked = [inputs[name] for name in SCORER_INPUTS]
+            if isinstance(structured, StructuredSegment):
+                scores = structured.scores(last - 1, seen, mask, asked)
+            else:
+                scores = builder.call(self._pieces.scorer, [*seen, mask, *asked], label="scorer")
             outputs |= dict(zip(SCORES, scores, strict=True))
         return builder.finish({"hidden_states_out": hidden, **outputs})
+
+    def _structured(
+        self, builder: StageBuilder, first: int
+    ) -> StructuredSegment | MaskedSegment | None:
+        structure = self._structure
+        if structure is None or not structure.covers(first):
+            return None
+        past_key = builder.inputs[cache_names(first)[0]]
+        pieces = self._pieces.structured
+        if structure.mode == MASKED:
+            return MaskedSegment(builder, pieces, self.spec.text, structure, past_key)
+        return StructuredSegment(builder, pieces, self.spec, structure, past_key)
+
+    def _layer(
+        self,
+        builder: StageBuilder,
+        layer: int,
+        arguments: list[ir.Value],
+        structured: StructuredSegment | MaskedSegment | None,
+    ) -> tuple[ir.Value, ...]:
+        """Hidden states, new keys and values, and what a scorer takes: query, key, keys."""
+        prefix = f"model.language_model.layers.{layer}."
+        if structured is not None:
+            return structured.layer(layer, arguments, _below(prefix, structured.piece(layer)))
+        piece = self._pieces.layer
+        names = _below(prefix, piece)
+        hidden, key, value, query, keys = builder.call(
+            piece, arguments, label=f"layers.{layer}", names=names
+        )
+        return hidden, key, value, query, key, keys
 
     def head(self, plan: HeadPlan) -> StageGraph:
         """Final norm and LM head on the last position."""

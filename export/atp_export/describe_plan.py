@@ -8,6 +8,7 @@ from rich.table import Table
 from atp_export.footprint import Footprint
 from atp_export.plan import ExportPlan
 from atp_export.signatures import plan_signatures
+from atp_export.structure_flops import structure_flops
 from atp_export.tables import layer_range, megabytes, pruning, table
 from atp_export.tensor_table import axis_table, tensor_table
 
@@ -24,6 +25,9 @@ def print_plan(plan: ExportPlan, footprint: Footprint, console: Console) -> None
         f"bundle   {plan.precision}, {dialects}, up to {longest} tokens",
     )
     for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    flops = structure_flops(plan)
+    for line in flops.lines() if flops else ():
         console.print(line, highlight=False, soft_wrap=True)
     tensors, axes = tensor_table(plan_signatures(plan)), axis_table(plan.axes)
     for shown in (_stages(plan, footprint), tensors, axes, _memory(footprint), _fits(footprint)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from atp_export.integers.stored import stored_bytes
 from atp_export.plan import DTYPES, ExportPlan, make_plan, plan_summary
-from atp_export.policies import Policy, atp_points, make_policy, policy_names
+from atp_export.policies import Policy, Yopo, atp_points, make_policy, policy_names
 from atp_export.processor_files import processor_sources
 from atp_export.versions import package_versions
 from atp_export.workspace import record_file, work_key
@@ -21,12 +21,15 @@ from atp_models.checkpoint import Checkpoint, check_tensors
 from atp_models.json_files import read_json
 from atp_models.pruning_config import FILE_NAME as CONFIG_NAME
 from atp_models.pruning_config import (
+    STRUCTURE,
     PruningConfig,
     check_layers,
     default_layers,
     read_pruning_config,
 )
+from atp_models.structure import read_structure
 from atp_runtime.errors import InputError
+from atp_runtime.structure import Structure
 
 CARD_NAME = "demo_card.json"
 POLICY = "policy"
@@ -119,9 +122,12 @@ def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> 
     spec = read_architecture(checkpoint)
     check_tensors(checkpoint, spec)
     policy = _policy(checkpoint_path, options)
+    structure = _structure(checkpoint, policy, spec.text.layers, options)
     config = stored = None
     if policy is None and not options.dense:
-        stored = _pruning_config(checkpoint_path, options.prune_at, spec.text.layers)
+        alone = structure is not None
+        layers = spec.text.layers
+        stored = _pruning_config(checkpoint_path, options.prune_at, layers, alone=alone)
     config = stored if options.redundancy is None else _ablated(stored, options.redundancy)
     points = policy.points(spec.text.layers) if policy else atp_points(config) if config else ()
     plan = make_plan(
@@ -132,6 +138,7 @@ def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> 
         max_tokens=options.max_tokens,
         max_segment_bytes=options.max_segment_bytes,
         stored_bytes=stored_bytes(checkpoint, DTYPES[options.precision]),
+        structure=structure,
     )
     modules, notice = _modules(checkpoint_path, config, stored)
     notices = [text for text in (_card_notice(checkpoint_path), notice) if text]
@@ -161,14 +168,37 @@ def _policy(checkpoint: Path, options: ExportOptions) -> Policy | None:
     stored = read_json(file) if file.is_file() and not given else {}
     if POLICY not in stored:
         return None
-    settings = {name: value for name, value in stored.items() if name != POLICY}
+    settings = {name: value for name, value in stored.items() if name not in (POLICY, STRUCTURE)}
     return make_policy(str(stored[POLICY]), settings, str(file))
 
 
+def _structure(
+    checkpoint: Checkpoint, policy: Policy | None, depth: int, options: ExportOptions
+) -> Structure | None:
+    """What visual tokens are spared: what was asked for, or what the checkpoint says."""
+    if isinstance(policy, Yopo):
+        return policy.structure(depth, checkpoint.path)
+    if options.dense:
+        return None
+    file = checkpoint.path / CONFIG_NAME
+    stored = read_json(file) if file.is_file() else {}
+    return read_structure(checkpoint.config, stored, checkpoint.path)
+
+
 def _pruning_config(
-    checkpoint: Path, prune_at: Sequence[int] | None, depth: int
+    checkpoint: Path, prune_at: Sequence[int] | None, depth: int, *, alone: bool
 ) -> PruningConfig | None:
+    """Of ATP's modules; without any configuration they are where the paper has them.
+
+    Args:
+        checkpoint: Its directory.
+        prune_at: Layers that were asked for.
+        depth: Of the decoder.
+        alone: Something else spares work, so that modules are not wanted unless configured.
+    """
     stored = read_pruning_config(checkpoint)
+    if prune_at is None and stored is None and alone:
+        return None
     if prune_at is None:
         config = stored or PruningConfig(layers=default_layers(depth))
         return config if config.layers else None

@@ -48,7 +48,7 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
         precision=job.plan.precision,
         dialect=job.plan.dialect,
         opset=opsets[job.plan.dialect],
-        text=_text_model(spec.text, job.plan.axes["tokens"].maximum),
+        text=text_model(spec.text, job.plan.axes["tokens"].maximum),
         vision=_vision_model(spec.vision, spec.image_token_id),
         embedding=Embedding(EMBEDDING_FILE, DTYPE_NAMES[job.plan.dtype]),
         axes=job.plan.axes,
@@ -63,6 +63,7 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
             notice=job.notice,
         ),
         files=files,
+        structure=job.plan.structure,
         other_dialects={name: opsets[name] for name in job.plan.dialects[1:]},
         quantisation=quantisation,
     )
@@ -85,7 +86,8 @@ def _opset(dialect: str, quantisation: Quantisation | None) -> int:
     return opset if quantisation is None else max(opset, OPSETS[quantisation.weights])
 
 
-def _text_model(spec: TextSpec, longest: int) -> TextModel:
+def text_model(spec: TextSpec, longest: int) -> TextModel:
+    """The decoder's dimensions, of a bundle for up to `longest` tokens."""
     return TextModel(
         layers=spec.layers,
         hidden=spec.hidden,

@@ -16,8 +16,11 @@ import torch
 
 from atp_models.architecture import ModelSpec, TextSpec
 from atp_models.pruning_config import check_layers
+from atp_models.structure import check_structure
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import AxisRange, PruningPoint
+from atp_runtime.structure import FAST, Structure
+from atp_runtime.structure_rows import Blocks
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 BOTH_DIALECTS = ("portable", "native")
@@ -64,6 +67,7 @@ class ExportPlan:
         heads: Together they cover the vocabulary once.
         axes: Ranges of the named axes of the manifest.
         stored_bytes: Of the weights that stay integers, by canonical name.
+        structure: Which work visual tokens are spared; None is none.
     """
 
     spec: ModelSpec
@@ -73,6 +77,7 @@ class ExportPlan:
     heads: tuple[HeadPlan, ...]
     axes: dict[str, AxisRange]
     stored_bytes: Mapping[str, int] = field(default_factory=dict)
+    structure: Structure | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,7 +95,7 @@ class ExportPlan:
         return any(segment.pruning for segment in self.segments)
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913
     spec: ModelSpec,
     points: Sequence[PruningPoint] = (),
     *,
@@ -100,6 +105,7 @@ def make_plan(
     max_tokens: int | None = None,
     max_segment_bytes: int | None = None,
     stored_bytes: Mapping[str, int] = MappingProxyType({}),
+    structure: Structure | None = None,
 ) -> ExportPlan:
     """Decides the segments.
 
@@ -114,11 +120,13 @@ def make_plan(
             nothing is pruned, and so is the head along the vocabulary: a device with little
             memory can then build their engines.
         stored_bytes: See `ExportPlan`.
+        structure: Which work visual tokens are spared; they leave where it says.
 
     Raises:
         InputError: A point or cut is outside the decoder, `max_tokens` is beyond the model's limit,
             or a single layer has more than `max_segment_bytes`.
     """
+    points = (*points, *_cut(structure, points, spec.text))
     pruned = {point.before_layer: point for point in points}
     check_layers(tuple(point.before_layer for point in points), spec.text.layers)
     check_layers(tuple(cut_at), spec.text.layers)
@@ -140,8 +148,41 @@ def make_plan(
     )
     dialects = BOTH_DIALECTS if dialect == "both" else (dialect,)
     heads = _heads(spec.text, max_segment_bytes, DTYPES[precision])
-    axes = _axes(spec, longest)
-    return ExportPlan(spec, precision, dialects, segments, heads, axes, stored_bytes)
+    axes = _axes(spec, longest) | _structure_axes(spec, longest, structure)
+    return ExportPlan(spec, precision, dialects, segments, heads, axes, stored_bytes, structure)
+
+
+def _cut(
+    structure: Structure | None, points: Sequence[PruningPoint], text: TextSpec
+) -> tuple[PruningPoint, ...]:
+    """The point at which all visual tokens leave, if the structure has one."""
+    if structure is None:
+        return ()
+    check_structure(structure, text)
+    if structure.mode != FAST and points:
+        raise InputError(
+            f"pruning before layer {points[0].before_layer} with the mode {structure.mode!r}",
+            why="that mode simulates what visual tokens are spared, all of them present.",
+            fix=f"prune in the mode {FAST!r}, or leave the points away.",
+        )
+    for point in points:
+        if not structure.kept_heads(point.before_layer - 1, text.heads):
+            raise InputError(
+                f"pruning before layer {point.before_layer}, and no heads kept in the layer before",
+                why="tokens are scored by the attention of that layer's kept heads.",
+                fix="prune before another layer, or keep heads there.",
+            )
+    cut = structure.cut_layer
+    if cut is None or structure.mode != FAST:
+        return ()
+    behind = [point.before_layer for point in points if point.before_layer >= cut]
+    if behind:
+        raise InputError(
+            f"pruning before layer {behind[0]} with cut_layer {cut}",
+            why="from the cut on there are no visual tokens to prune.",
+            fix="prune before earlier layers, or cut later.",
+        )
+    return (PruningPoint(cut, "keep_none", {}),)
 
 
 def tensor_bytes(spec: ModelSpec, precision: str, stored: Mapping[str, int]) -> dict[str, int]:
@@ -203,12 +244,30 @@ def _axes(spec: ModelSpec, longest: int) -> dict[str, AxisRange]:
     }
 
 
+def _structure_axes(
+    spec: ModelSpec, longest: int, structure: Structure | None
+) -> dict[str, AxisRange]:
+    if structure is None or structure.mode != FAST:
+        return {}
+    visual, typical = spec.vision.tokens, min(64, longest)
+    axes = {"others": AxisRange(0, typical, longest)}
+    if structure.window is not None:
+        images = max(1, longest // max(1, visual))
+        blocks = -(-spec.vision.grid[0] // Blocks.of(structure.window, spec.vision.grid).rows)
+        axes["visual"] = AxisRange(0, min(visual, longest), longest)
+        axes["blocks"] = AxisRange(0, blocks, images * blocks)
+    return axes
+
+
 def plan_summary(plan: ExportPlan) -> dict[str, Any]:
     """What identifies a plan: equal summaries of equal checkpoints give equal bundles."""
+    # Left out where there is none, so that bundles of before are still known.
+    structure = {} if plan.structure is None else {"structure": asdict(plan.structure)}
     return {
         "precision": plan.precision,
         "dialects": plan.dialects,
         "segments": [asdict(segment) for segment in plan.segments],
         "heads": [asdict(head) for head in plan.heads],
         "axes": {name: asdict(axis) for name, axis in plan.axes.items()},
+        **structure,
     }

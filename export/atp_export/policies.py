@@ -11,14 +11,17 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from atp_models.pruning_config import PruningConfig, default_layers
+from atp_models.structure import make_structure
 from atp_runtime import registered
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import LAST, QUERIES, RATERS, TEXT, PruningPoint
 from atp_runtime.pruning_rules import SCORES
 from atp_runtime.schema import from_json
+from atp_runtime.structure import FAST, Structure
 
 _FIX = "see docs/policies.md for the policies and their settings."
 
@@ -179,6 +182,35 @@ class SparseVlm(TopK):
         return TopK(keep, layers, self.score, self.queries).points(depth)
 
 
+@dataclass(frozen=True)
+class Yopo(Policy):
+    """YOPO (arXiv 2410.06169): visual tokens are spared work in every layer, then leave.
+
+    Attributes:
+        window: See `atp_runtime.structure.Structure`, as are the next two.
+        heads: A file of booleans [layers, heads], relative to the checkpoint; None keeps all.
+        ffn_ratio: As the paper's 25 % configurations have it.
+        cut_layer: None is half of the depth, the depth itself is never.
+        mode: "fast" or "masked".
+    """
+
+    window: int | None = 5
+    heads: str | None = None
+    ffn_ratio: int = 2
+    cut_layer: int | None = None
+    mode: str = FAST
+
+    def points(self, depth: int) -> tuple[PruningPoint, ...]:  # noqa: ARG002 - the plan adds the cut
+        """None: where visual tokens leave is the structure's."""
+        return ()
+
+    def structure(self, depth: int, checkpoint: Path) -> Structure:
+        """What visual tokens are spared."""
+        cut = max(1, depth // 2) if self.cut_layer is None else self.cut_layer
+        settings = {**vars(self), "cut_layer": None if cut == depth else cut}
+        return make_structure(settings, checkpoint, "--set, policy yopo")
+
+
 POLICIES: Mapping[str, type[Policy]] = {
     "fastv": FastV,
     "pyramiddrop": PyramidDrop,
@@ -187,6 +219,7 @@ POLICIES: Mapping[str, type[Policy]] = {
     "topk": TopK,
     "random": RandomTokens,
     "uniform": UniformGrid,
+    "yopo": Yopo,
 }
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from atp_export.plan import DTYPE_NAMES, ExportPlan
 from atp_models.architecture import ModelSpec
 from atp_runtime.manifest import TensorSpec
-from atp_runtime.tensor_names import SCORES, cache_names
+from atp_runtime.structure import MASKED, Structure
+from atp_runtime.structure_rows import Blocks
+from atp_runtime.tensor_names import PLACES, ROWS, SCORES, WINDOW, cache_names
 
 FLOAT, INDEX = "float32", "int64"
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
@@ -35,9 +37,18 @@ def vision_signature(spec: ModelSpec, dtype: str) -> Signature:
 
 
 def segment_signature(
-    spec: ModelSpec, dtype: str, *, first: int, last: int, scored: bool
+    spec: ModelSpec,
+    dtype: str,
+    *,
+    first: int,
+    last: int,
+    scored: bool,
+    structure: Structure | None = None,
 ) -> Signature:
-    """Layers [first, last), with what a scorer takes and gives if `scored`."""
+    """Layers [first, last), with what a scorer takes and gives if `scored`.
+
+    With a structure that covers them, it is told which rows are visual.
+    """
     hidden, width = spec.text.hidden, (spec.text.kv_heads, spec.text.head_dim)
     inputs = [
         TensorSpec("hidden_states", dtype, (1, "tokens", hidden)),
@@ -50,12 +61,26 @@ def segment_signature(
         names = cache_names(layer)
         inputs += [TensorSpec(name, dtype, (1, "past", *width)) for name in names[:2]]
         outputs += [TensorSpec(name, dtype, (1, "kept", *width)) for name in names[2:]]
+    if structure is not None and structure.covers(first):
+        inputs += _row_inputs(spec, structure)
     if scored:
         kinds = ((FLOAT, "kept"), (INDEX, "rows"), (FLOAT, "rows"))
         for name, (kind, axis) in zip(SCORER_INPUTS, kinds, strict=True):
             inputs.append(TensorSpec(name, kind, (axis,)))
         outputs += [TensorSpec(name, FLOAT, ("kept",)) for name in SCORES]
     return Signature(tuple(inputs), tuple(outputs))
+
+
+def _row_inputs(spec: ModelSpec, structure: Structure) -> list[TensorSpec]:
+    if structure.mode == MASKED:
+        return [TensorSpec(PLACES, INDEX, ("kept", 3))]
+    rows = (("others",), ("kept",))
+    shapes: dict[str, tuple[int | str, ...]] = dict(zip(ROWS, rows, strict=True))
+    if structure.window is not None:
+        blocks = Blocks.of(structure.window, spec.vision.grid)
+        tables = (("blocks", blocks.queries), ("blocks", blocks.keys), ("visual",))
+        shapes |= dict(zip(WINDOW, tables, strict=True))
+    return [TensorSpec(name, INDEX, shape) for name, shape in shapes.items()]
 
 
 def head_signature(spec: ModelSpec, dtype: str, rows: int) -> Signature:
@@ -76,6 +101,7 @@ def plan_signatures(plan: ExportPlan) -> dict[str, Signature]:
             first=segment.first,
             last=segment.last,
             scored=segment.pruning is not None,
+            structure=plan.structure,
         )
         for segment in plan.segments
     }

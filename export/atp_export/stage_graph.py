@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
@@ -28,6 +29,19 @@ _CALL = "call"  # metadata of a node: the part of the stage it belongs to
 
 
 @dataclass(frozen=True)
+class WeightPart:
+    """Which rows or columns of a checkpoint's tensor a weight is.
+
+    Attributes:
+        axis: 0 or 1, of the tensor as the checkpoint has it.
+        spans: First and one past the last, of each piece, in the weight's order.
+    """
+
+    axis: int
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class StageWeight:
     """A weight of a stage's graph.
 
@@ -38,6 +52,7 @@ class StageWeight:
         dtype: As the graph uses it.
         transposed: The graph wants the checkpoint's [out, in] as [in, out].
         first_row: Where in the checkpoint's tensor it begins, along the first axis.
+        part: Of the checkpoint's tensor; None is all of it.
     """
 
     name: str
@@ -46,6 +61,7 @@ class StageWeight:
     dtype: torch.dtype
     transposed: bool
     first_row: int = 0
+    part: WeightPart | None = None
 
     @property
     def skipped_bytes(self) -> int:
@@ -108,6 +124,7 @@ class StageBuilder:
         names: Mapping[str, str] = MappingProxyType({}),
         sources: Mapping[str, str] = MappingProxyType({}),
         first_rows: Mapping[str, int] = MappingProxyType({}),
+        parts: Mapping[str, WeightPart] = MappingProxyType({}),
     ) -> tuple[ir.Value, ...]:
         """Adds a piece to the graph.
 
@@ -118,6 +135,7 @@ class StageBuilder:
             names: What its weights are called in the graph, where not as in the piece.
             sources: What they are called in the checkpoint, where not as in the graph.
             first_rows: Of weights that are a part of the checkpoint's tensor, by their names.
+            parts: Of weights that are rows or columns of it, likewise.
 
         Returns:
             The values of its outputs.
@@ -129,9 +147,9 @@ class StageBuilder:
             source = sources.get(name, name)
             spec = TensorSpec(name, DTYPE_NAMES[weight.dtype], weight.shape)
             parameters.append(self._graph_input(spec))
-            row = first_rows.get(name, 0)
+            row, part = first_rows.get(name, 0), parts.get(name)
             self._weights.append(
-                StageWeight(name, source, weight.shape, weight.dtype, weight.transposed, row)
+                StageWeight(name, source, weight.shape, weight.dtype, weight.transposed, row, part)
             )
         node = ir.Node(
             DOMAIN,
@@ -142,6 +160,13 @@ class StageBuilder:
         )
         self._graph.append(node)
         return tuple(node.outputs)
+
+    def constant(self, values: Sequence[int]) -> ir.Value:
+        """Adds int64 numbers that no checkpoint holds."""
+        tensor = ir.tensor(np.array(values, dtype=np.int64))
+        node = ir.node("Constant", [], {"value": tensor})
+        self._graph.append(node)
+        return node.outputs[0]
 
     def finish(self, outputs: Mapping[str, ir.Value]) -> StageGraph:
         """Inlines the pieces.

@@ -53,7 +53,8 @@ class StageWriter:
     def __post_init__(self) -> None:
         plan = self.job.plan
         self.composers = {
-            name: StageComposer(plan.spec, dialect=name, dtype=plan.dtype) for name in plan.dialects
+            name: StageComposer(plan.spec, dialect=name, dtype=plan.dtype, structure=plan.structure)
+            for name in plan.dialects
         }
         self.source = TensorSource(self.job.checkpoint, plan.spec)
         (self.workspace.root / GRAPH_DIRECTORY).mkdir(exist_ok=True)

@@ -60,7 +60,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Argument:
-    """An example input: a string in `shape` is a dynamic axis."""
+    """An example input: a string in `shape` is a dynamic axis, or a sum such as "past + 8"."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -111,12 +111,18 @@ def trace(
 
 
 # One size per axis, different and above one: torch.export specialises on 0, 1 and equal sizes.
-EXAMPLE_SIZES = {"tokens": 11, "kept": 7, "past": 5, "key": 12, "rows": 3, "images": 2}
+EXAMPLE_SIZES = {"tokens": 11, "kept": 7, "past": 5, "rows": 3, "images": 2}
+EXAMPLE_SIZES |= {"others": 13, "visual": 17, "blocks": 19}
 
 
 def _example(argument: Argument) -> torch.Tensor:
-    shape = [EXAMPLE_SIZES[size] if isinstance(size, str) else size for size in argument.shape]
+    shape = [_example_size(size) if isinstance(size, str) else size for size in argument.shape]
     return torch.zeros(shape, dtype=argument.dtype)
+
+
+def _example_size(axis: str) -> int:
+    parts = axis.split(" + ")
+    return sum(int(part) if part.isdigit() else EXAMPLE_SIZES[part] for part in parts)
 
 
 def _dynamic_axes(argument: Argument) -> dict[int, object]:

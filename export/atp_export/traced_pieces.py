@@ -10,6 +10,7 @@ import torch
 from atp_export.graphs.dialects import DIALECTS
 from atp_export.graphs.pieces import AttentionScorer, DecoderLayer, Head, SegmentEntry
 from atp_export.graphs.vision import VisionEntry, VisionExit, feature_layers, vision_layer
+from atp_export.structured_pieces import KEY, StructuredPieces
 from atp_export.trace import Argument, Piece, trace
 from atp_models.architecture import ModelSpec
 
@@ -47,7 +48,7 @@ class TracedPieces:
             Argument("hidden_states", (1, "kept", self.text.hidden), self.dtype),
             Argument("cos", (1, "kept", half), FLOAT),
             Argument("sin", (1, "kept", half), FLOAT),
-            Argument("mask", ("kept", "key"), self.dialect.mask_dtype),
+            Argument("mask", ("kept", KEY), self.dialect.mask_dtype),
             self._cache("past_key", "past"),
             self._cache("past_value", "past"),
         ]
@@ -61,13 +62,18 @@ class TracedPieces:
         arguments = [
             Argument("query", query_shape, self.dtype),
             self._cache("key", "kept"),
-            self._cache("keys", "key"),
-            Argument("mask", ("kept", "key"), self.dialect.mask_dtype),
+            self._cache("keys", KEY),
+            Argument("mask", ("kept", KEY), self.dialect.mask_dtype),
             Argument("visual_weights", ("kept",), FLOAT),
             Argument("text_rows", ("rows",), INDEX),
             Argument("text_weights", ("rows",), FLOAT),
         ]
         return self._trace(partial(AttentionScorer, self.dialect), arguments, ["self", "cross"])
+
+    @cached_property
+    def structured(self) -> StructuredPieces:
+        """What segments have besides where visual tokens are spared work."""
+        return StructuredPieces(self.text, self.dialect, self.dtype)
 
     def head(self, rows: int) -> Piece:
         """`Head` over that many rows of the vocabulary."""

@@ -121,6 +121,8 @@ def _parity(bundle: Bundle, checkpoint: Path, mode: str, reporter: Reporter) -> 
 
 
 def _cuts(manifest: Manifest) -> tuple[int, ...]:
+    if manifest.structure is not None:  # a cut of its own is among its points, see `make_plan`
+        return ()
     return tuple(stage.pruning.before_layer for stage in manifest.segments if stage.pruning)
 
 

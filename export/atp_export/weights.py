@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 
 from atp_export.plan import DTYPE_NAMES
-from atp_export.stage_graph import IR_TYPES, StageGraph, StageWeight
+from atp_export.stage_graph import IR_TYPES, StageGraph, StageWeight, WeightPart
 from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
 from atp_models.text_spec import HEAD
@@ -63,6 +63,8 @@ class TensorSource:
             stored = self.checkpoint.read(weight.source)
             if weight.source in _CUT:
                 stored = stored[weight.first_row : weight.first_row + weight.shape[0]]
+            if weight.part is not None:
+                stored = _part(stored, weight.part)
         tensor = converted(weight, stored)
         into.copy_(tensor.t() if weight.transposed else tensor)
 
@@ -78,6 +80,11 @@ def converted(weight: StageWeight, stored: torch.Tensor) -> torch.Tensor:
     if not bool(torch.isfinite(torch.stack(tensor.aminmax())).all()):
         raise _not_finite(weight, stored)
     return tensor
+
+
+def _part(stored: torch.Tensor, part: WeightPart) -> torch.Tensor:
+    spans = [stored.narrow(part.axis, first, last - first) for first, last in part.spans]
+    return spans[0] if len(spans) == 1 else torch.cat(spans, part.axis)
 
 
 def _not_finite(weight: StageWeight, stored: torch.Tensor) -> CheckFailedError:

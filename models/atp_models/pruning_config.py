@@ -22,6 +22,8 @@ from atp_runtime.errors import InputError
 from atp_runtime.schema import from_json, to_json
 
 FILE_NAME = "pruning_config.json"
+STRUCTURE = "structure"
+"""Field of the file that is not about which tokens go, see `atp_models.structure`."""
 SCHEMA_VERSION = 1
 DEPTH_FRACTIONS = (0.125, 0.4375, 0.75)
 _CHOICES = {
@@ -176,7 +178,7 @@ def _layers_problem(layers: Sequence[int]) -> str | None:
 
 
 def read_pruning_config(checkpoint: Path) -> PruningConfig | None:
-    """The configuration of a checkpoint directory; None if it has none.
+    """The configuration of a checkpoint directory; None if it has none, or a structure alone.
 
     Raises:
         InputError: The file is not JSON, of another version, or malformed; the message names
@@ -185,7 +187,9 @@ def read_pruning_config(checkpoint: Path) -> PruningConfig | None:
     file = checkpoint / FILE_NAME
     if not file.exists():
         return None
-    value = read_json(file)
+    value = {name: found for name, found in read_json(file).items() if name != STRUCTURE}
+    if not value:
+        return None
     version = value.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise InputError(

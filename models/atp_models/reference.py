@@ -24,8 +24,10 @@ from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
 from atp_models.quantised.reference import round_inputs
 from atp_models.quiet import quiet_transformers
-from atp_models.reference_layers import ATTENTION, LayerRunner, LayerStep, Tokens
+from atp_models.reference_layers import ATTENTION, LayerStep, Tokens
 from atp_models.reference_queries import asked_tokens
+from atp_models.reference_structure import layer_runner
+from atp_runtime.structure import Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +111,17 @@ class LlavaReference:
         """A new sequence through Transformers' own forward."""
         return DenseRun(self.model)
 
-    def pruned(self, points: Mapping[int, str] | None = None) -> PrunedRun:
+    def pruned(
+        self, points: Mapping[int, str] | None = None, structure: Structure | None = None
+    ) -> PrunedRun:
         """A new sequence through the pruned decoder.
 
         Args:
             points: Layers before which tokens may be dropped, and whose attention the scores
                 there ask for, see `asked_tokens`.
+            structure: Which work visual tokens are spared.
         """
-        return PrunedRun(self.model, points or {})
+        return PrunedRun(self.model, points or {}, structure)
 
     def see(self, pixel_values: Tensor) -> VisionStep:
         """Runs the vision tower and the projector on [images, 3, height, width]."""
@@ -181,16 +186,25 @@ class PrunedRun:
     chunk goes on at the position where the unpruned sequence ends.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration, points: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        points: Mapping[int, str],
+        structure: Structure | None = None,
+    ) -> None:
         self._reference = LlavaReference(model)
         decoder = model.model.language_model
         self._layers = decoder.layers
-        self._runner = LayerRunner(decoder.rotary_emb)
+        self._runner = layer_runner(decoder.rotary_emb, structure)
         self._points = points
         self._position = 0
 
     def forward(
-        self, hidden: Tensor, visual: Tensor, keep: Mapping[int, Tensor] | None = None
+        self,
+        hidden: Tensor,
+        visual: Tensor,
+        keep: Mapping[int, Tensor] | None = None,
+        places: Tensor | None = None,
     ) -> PrunedStep:
         """Runs a prompt, or the next token.
 
@@ -199,10 +213,11 @@ class PrunedRun:
             visual: bool [tokens], which of them are image features.
             keep: By layer, the tokens that enter it: int64 [kept], rising, indices into the
                 tokens that entered the layer before it.
+            places: See `Tokens`; a structure asks for them.
         """
         positions = torch.arange(self._position, self._position + hidden.shape[1])
         self._position += hidden.shape[1]
-        tokens, steps = Tokens(positions, visual), []
+        tokens, steps = Tokens(positions, visual, places), []
         asked = {
             layer: positions[asked_tokens(queries, hidden, visual)]
             for layer, queries in self._points.items()

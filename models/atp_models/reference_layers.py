@@ -40,14 +40,25 @@ class Tokens:
     Attributes:
         positions: int64 [kept], before any pruning.
         visual: bool [kept].
+        places: int64 [kept, 3]: image, row and column of visual tokens, -1 for what has none; None
+            where nothing asks for them.
     """
 
     positions: Tensor
     visual: Tensor
+    places: Tensor | None = None
+
+    @property
+    def placed(self) -> Tensor:
+        """Bool [kept]: visual tokens with a place on the grid, which a class token has not."""
+        if self.places is None:
+            return torch.zeros_like(self.visual)
+        return self.places[:, 1] >= 0
 
     def keep(self, indices: Tensor) -> Tokens:
         """Those at `indices` (int64 [kept])."""
-        return Tokens(self.positions[indices], self.visual[indices])
+        places = None if self.places is None else self.places[indices]
+        return Tokens(self.positions[indices], self.visual[indices], places)
 
 
 @dataclass(frozen=True, eq=False)

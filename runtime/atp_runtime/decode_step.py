@@ -41,6 +41,8 @@ class DecodeStep:
         space: Hidden states and indices of one token; nobody else's.
         segments: In the order they run.
         heads: Likewise.
+        text_row: What segments that tell visual tokens apart are told of a row of text, by the
+            names of the inputs.
 
     Raises:
         MachineError: There is not enough memory.
@@ -52,7 +54,12 @@ class DecodeStep:
     """
 
     def __init__(
-        self, backend: Backend, space: Workspace, segments: Sequence[Segment], heads: Sequence[Head]
+        self,
+        backend: Backend,
+        space: Workspace,
+        segments: Sequence[Segment],
+        heads: Sequence[Head],
+        text_row: Arrays,
     ) -> None:
         self._backend = backend
         self._caches = [segment.cache for segment in segments]
@@ -74,6 +81,8 @@ class DecodeStep:
             }
             if segment.stage.pruning:
                 inputs |= scorer
+            if segment.stage.tells_visual:
+                inputs |= text_row
             runs.append(make(segment, inputs, space.outputs(segment.number, segment.stage, 1)))
         self.segments = tuple(runs)
         last = space.last_hidden_state(len(segments), 1)

@@ -34,6 +34,7 @@ from atp_runtime.selection import (
     SelectTokens,
     VisualTokens,
 )
+from atp_runtime.structure_tables import StructureTables
 from atp_runtime.tensor_names import SCORES
 from atp_runtime.workspace import Scorer, Workspace
 
@@ -47,6 +48,7 @@ class _Run:
     past: int
     began: Any
     ended: Any
+    visual: int
 
 
 class SegmentedDecoder:
@@ -92,6 +94,8 @@ class SegmentedDecoder:
         vocabulary = manifest.text.vocabulary
         self._logits = backend.allocate_shared(vocabulary * 4).array((1, vocabulary), "float32")
         self._heads = heads_side_by_side(heads, self._logits)
+        self._structure = StructureTables(backend, manifest)
+        self._text_row = StructureTables(backend, manifest).write(Chunk.text(1).visual(), 1)
         self._step = self._make_step()
         self._space = self._workspace(1)
         self._position = 0
@@ -118,7 +122,9 @@ class SegmentedDecoder:
     def calls(self) -> tuple[StageCall, ...]:
         """The runs of stages of the latest prefill or decode step."""
         return tuple(
-            StageCall(it.stage, it.tokens, it.past, self._backend.seconds(it.began, it.ended))
+            StageCall(
+                it.stage, it.tokens, it.past, self._backend.seconds(it.began, it.ended), it.visual
+            )
             for it in self._runs
         )
 
@@ -237,8 +243,11 @@ class SegmentedDecoder:
             scorer = self._asked(stage.pruning, visual, len(going), np.searchsorted(going, judges))
             if stage.pruning:
                 inputs |= space.write_scorer(scorer)
+            if segment.stage.tells_visual:
+                inputs |= self._structure.write(visual, len(going))
             outputs = space.outputs(segment.number, stage, len(going))
-            self._run_segment(segment, inputs, outputs, len(going))
+            spared = int((visual.row >= 0).sum()) if stage.tells_visual else 0
+            self._run_segment(segment, inputs, outputs, len(going), spared)
             flow, keep = outputs["hidden_states_out"], np.arange(len(going))
             if stage.pruning:
                 scores = self._scores(outputs)
@@ -282,12 +291,13 @@ class SegmentedDecoder:
         inputs: dict[str, DeviceArray],
         outputs: dict[str, DeviceArray],
         tokens: int,
+        visual: int,
     ) -> None:
         cache = segment.cache
         inputs |= cache.past()
         outputs |= cache.slots(tokens)
         run = partial(segment.loaded.run, inputs, outputs)
-        self._run(segment.stage.name, tokens, cache.length, run)
+        self._run(segment.stage.name, tokens, cache.length, run, visual)
         cache.commit(tokens)
 
     def _run_head(self, hidden: DeviceArray) -> FloatArray:
@@ -296,10 +306,12 @@ class SegmentedDecoder:
             self._run(head.name, 1, 0, partial(head.loaded.run, *arrays))
         return self._last_logits()
 
-    def _run(self, stage: str, tokens: int, past: int, run: Callable[[], None]) -> None:
+    def _run(
+        self, stage: str, tokens: int, past: int, run: Callable[[], None], visual: int = 0
+    ) -> None:
         began = self._backend.mark()
         run()
-        self._runs.append(_Run(stage, tokens, past, began, self._backend.mark()))
+        self._runs.append(_Run(stage, tokens, past, began, self._backend.mark(), visual))
 
     def _last_logits(self) -> FloatArray:
         logits: FloatArray = self._download(self._logits)[0][0]
@@ -322,7 +334,8 @@ class SegmentedDecoder:
         return Workspace(self._backend, tokens, self._text.hidden, self._dtype)
 
     def _make_step(self) -> DecodeStep:
-        return DecodeStep(self._backend, self._workspace(1), self._segments, self._heads)
+        space, rows = self._workspace(1), self._text_row
+        return DecodeStep(self._backend, space, self._segments, self._heads, rows)
 
 
 def _survivors(

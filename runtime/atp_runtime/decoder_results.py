@@ -16,12 +16,14 @@ class StageCall:
         tokens: The tokens that were computed.
         past: The positions its caches held before.
         seconds: Wall time.
+        visual: Those of the tokens that were spared work, see `atp_runtime.structure`.
     """
 
     stage: str
     tokens: int
     past: int
     seconds: float
+    visual: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ without one is not a bundle. Every dimension that changes between calls is a nam
   keys and values is its input `past_length`
 * `rows`: T, the text tokens whose attention the scorer averages
 * `images`: the images of one call of the vision stage
+* `others`, `visual`, `blocks`: rows that are told apart, see `atp_runtime.structure_rows`
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 from atp_runtime.errors import InputError
 from atp_runtime.schema import from_json, to_json
+from atp_runtime.structure import Structure
+from atp_runtime.tensor_names import PLACES, ROWS
 
 FORMAT = "atp-bundle"
 SCHEMA_VERSION = 2
@@ -103,6 +106,11 @@ class Stage:
     layers: tuple[int, int] = (0, 0)
     pruning: PruningPoint | None = None
     other_graphs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tells_visual(self) -> bool:
+        """Whether it is told which rows are visual, see `atp_runtime.structure_tables`."""
+        return any(spec.name in (*ROWS, PLACES) for spec in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -213,7 +221,8 @@ class Manifest:
 
     `precision` is that of hidden states and caches. `dialect` and `opset` are those of each
     stage's `graph`; `other_dialects` gives the opsets of its `other_graphs`. `derivations` are
-    the steps behind the export, in the order they were taken.
+    the steps behind the export, in the order they were taken. `structure` says which work visual
+    tokens are spared, if any.
     """
 
     format: str
@@ -233,6 +242,7 @@ class Manifest:
     other_dialects: Mapping[str, int] = field(default_factory=dict)
     quantisation: Quantisation | None = None
     derivations: tuple[Derivation, ...] = ()
+    structure: Structure | None = None
 
     @property
     def dialects(self) -> tuple[str, ...]:

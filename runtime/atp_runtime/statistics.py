@@ -12,6 +12,8 @@ from atp_runtime.backends.base import item_size
 from atp_runtime.context import Prefill
 from atp_runtime.decoder_results import PointResult, StageCall
 from atp_runtime.manifest import Manifest, Stage, TextModel
+from atp_runtime.structure import MASKED
+from atp_runtime.structure_work import PrefillRows, structured_flops
 
 _LINUX_STATUS = Path("/proc/self/status")
 
@@ -174,6 +176,16 @@ def segment_flops(text: TextModel, stage: Stage, tokens: int, past: int) -> int:
     return _depth(stage) * (2 * tokens * weights + attention)
 
 
+def call_flops(manifest: Manifest, stage: Stage, call: StageCall) -> int:
+    """Floating-point operations of a run of a segment, as executed."""
+    structure = manifest.structure
+    if structure is None or structure.mode == MASKED or not stage.tells_visual:
+        return segment_flops(manifest.text, stage, call.tokens, call.past)
+    rows = PrefillRows(call.visual, call.tokens - call.visual, call.past)
+    layers, grid = range(*stage.layers), manifest.vision.grid
+    return structured_flops(manifest.text, structure, grid, layers, rows)
+
+
 def decode_bytes(manifest: Manifest, lengths: Sequence[int], steps: int) -> int:
     """Bytes that decoding reads: in each step all weights of segments and head, and the caches.
 
@@ -227,9 +239,7 @@ def _points(points: Iterable[PointResult]) -> tuple[PointStatistics, ...]:
 def _gflops(manifest: Manifest, calls: Iterable[StageCall]) -> float:
     stages = {stage.name: stage for stage in manifest.segments}
     calls = [call for call in calls if call.stage in stages]
-    operations = sum(
-        segment_flops(manifest.text, stages[call.stage], call.tokens, call.past) for call in calls
-    )
+    operations = sum(call_flops(manifest, stages[call.stage], call) for call in calls)
     return operations / sum(call.seconds for call in calls) / 1e9
 
 

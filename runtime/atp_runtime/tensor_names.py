@@ -5,6 +5,19 @@ from __future__ import annotations
 SCORES = ("scores.self", "scores.cross")
 """What a segment before a pruning point gives for each token."""
 
+ROWS = ("other_rows", "row_slots")
+"""What a segment is told where visual tokens are spared work, see `StructureRows`."""
+
+WINDOW = ("window_queries", "window_keys", "window_cells")
+"""What it is told besides where they see their neighbours alone."""
+
+PLACES = "visual_places"
+"""What it is told instead where the work is done and hidden: int64 [kept, 3], the image, row and
+column of each token, -1 for what has no place."""
+
+ROW_AXES = ("others", "visual", "blocks")
+"""The axes of these: see `StructureRows`."""
+
 
 def cache_names(layer: int) -> tuple[str, str, str, str]:
     """Names of a layer's past key, past value, new key and new value, by global index."""

@@ -27,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="just bench", description=__doc__)
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="default: all")
     parser.add_argument(
-        "--shape", help="checkpoint shape: tiny, narrow, 1b or 7b (default: the case's)"
+        "--shape", help="checkpoint shape: tiny, narrow, wide, 1b or 7b (default: the case's)"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
 from tests.benchmarks.decoding import THREADS, BundleRunner, TransformersRunner
 from tests.benchmarks.measure import Row, at_least, at_most, interleaved, ratio, run_child
 from tests.benchmarks.overhead import measure_overhead
-from tests.benchmarks.workbench import BIN, NARROW, OUTPUT, WORK, bundle, checkpoint
+from tests.benchmarks.workbench import BIN, NARROW, OUTPUT, WIDE, WORK, bundle, checkpoint
 from tests.runtime.latency.published import leave_one_out
 
 from atp_runtime.decoder_results import StageCall
 from atp_runtime.manifest import Manifest
-from atp_runtime.statistics import mean_visual_tokens, segment_flops
+from atp_runtime.statistics import call_flops, mean_visual_tokens
+from atp_runtime.structure_work import paper_flops
 
 GIB = 2**30
 KEPT = (576, 288, 144, 72, 36)
@@ -101,9 +104,7 @@ def prefill_flops(manifest: Manifest, calls: Sequence[StageCall]) -> int:
     """Floating-point operations of the segments among `calls`."""
     stages = {stage.name: stage for stage in manifest.segments}
     return sum(
-        segment_flops(manifest.text, stages[call.stage], call.tokens, call.past)
-        for call in calls
-        if call.stage in stages
+        call_flops(manifest, stages[call.stage], call) for call in calls if call.stage in stages
     )
 
 
@@ -186,12 +187,58 @@ def predictor(_shape: str, _rounds: int) -> list[Row]:
     ]
 
 
+STRUCTURES = {"25 %": (24, 2), "12 %": (17, 4)}
+"""YOPO's released 7B configurations: kept heads, rounded, of the layers before the cut, and r."""
+
+
+def structure(shape: str, rounds: int) -> list[Row]:
+    """Measured speed-up of work that visual tokens are spared against the FLOPs'."""
+    dense = BundleRunner(bundle(shape, "dense", "--precision", "fp32", "--dense"))
+    flops = prefill_flops(dense.manifest, dense.prefill(576).calls)
+    rows = []
+    for name, (kept, ratio_) in STRUCTURES.items():
+        spared = BundleRunner(_structured(shape, kept, ratio_))
+        result = spared.prefill(576, (0,))
+        predicted = flops / prefill_flops(spared.manifest, result.calls)
+        times = interleaved(
+            {
+                "dense": lambda: dense.prefill(576),
+                "spared": lambda spared=spared: spared.prefill(576, (0,)),
+            },
+            rounds=rounds,
+        )
+        measured = ratio(times["dense"], times["spared"])
+        of_visual = paper_flops(spared.manifest.text, 576, spared.manifest.structure)
+        formula = paper_flops(spared.manifest.text, 576) / of_visual
+        rows += [
+            Row(f"{name}: prefill, dense", statistics.median(times["dense"]), "s"),
+            Row(f"{name}: prefill, spared", statistics.median(times["spared"]), "s"),
+            Row(f"{name}: speed-up of visual tokens by the paper's formula", formula, "x"),
+            Row(f"{name}: speed-up predicted by FLOPs, text included", predicted, "x"),
+            Row(f"{name}: speed-up measured", measured, "x"),
+            at_least(f"{name}: measured / predicted", measured / predicted, 0.8),
+        ]
+    return rows
+
+
+def _structured(shape: str, kept: int, ratio_: int) -> Path:
+    """A bundle whose visual tokens have that many heads, and leave in the middle."""
+    heads = np.zeros((2, 32), dtype=np.bool_)
+    heads[:, np.random.default_rng(kept).permutation(32)[:kept]] = True
+    file = checkpoint(shape) / f"heads_{kept}.npy"
+    np.save(file, heads)
+    settings = (f"heads={file.name}", f"ffn_ratio={ratio_}", "window=5", "cut_layer=1")
+    words = [word for setting in settings for word in ("--set", setting)]
+    return bundle(shape, f"yopo-{kept}-{ratio_}", "--precision", "fp32", "--policy", "yopo", *words)
+
+
 CASES: dict[str, tuple[Case, str]] = {
     "startup": (startup, "1b"),
     "segments": (segments, "1b"),
     "pruning": (pruning, "1b"),
     "transformers": (transformers, "1b"),
     "export": (export, "7b"),
+    "structure": (structure, WIDE),
     "overhead": (overhead, NARROW),
     "predictor": (predictor, "published"),
 }

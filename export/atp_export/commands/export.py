@@ -22,6 +22,7 @@ from atp_export.plan import plan_summary
 from atp_export.policies import read_settings
 from atp_export.progress import make_reporter
 from atp_export.signatures import plan_signatures
+from atp_export.structure_flops import structure_flops
 from atp_runtime.cli.command import print_json
 from atp_runtime.schema import to_json
 
@@ -68,6 +69,8 @@ def _dry_run(job: ExportJob, *, as_json: bool) -> int:
     if as_json:
         plan = plan_summary(job.plan)
         document = {"plan": plan, "stages": plan_signatures(job.plan), "footprint": footprint}
+        if flops := structure_flops(job.plan):
+            document["structure_flops"] = flops
         print_json(to_json(document))
     else:
         print_plan(job.plan, footprint, Console())
@@ -97,6 +100,9 @@ def _print_result(job: ExportJob, result: ExportResult, console: Console) -> Non
         console.print(render_tree(result.parity), highlight=False, markup=False)
         if not result.parity.passed:
             return
+    flops = structure_flops(job.plan)
+    for line in flops.lines() if flops else ():
+        console.print(line, highlight=False, markup=False)
     if job.notice:
         console.print(job.notice, style="yellow", highlight=False, markup=False)
     text = f"{job.bundle}: exported in {result.seconds['total']:.1f} s"

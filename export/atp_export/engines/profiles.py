@@ -13,9 +13,11 @@ from atp_export.engines.options import EngineOptions
 from atp_runtime.engine_set import DECODE, PREFILL, EngineProfile
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import AxisRange, Manifest, Stage, TensorSpec
+from atp_runtime.tensor_names import ROW_AXES
 
 Shape = tuple[int, ...]
 _ONE = AxisRange(1, 1, 1)
+_NONE = AxisRange(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,19 @@ def _segment_profiles(
         "past": _up_to(past, limit, past.minimum),
         "rows": _up_to(axes["rows"], limit, axes["rows"].typical),
     }
+    for axis, typical in _row_lengths(manifest, kept).items():
+        most = axes[axis].maximum if axis == "blocks" else limit
+        prefill[axis] = _up_to(axes[axis], most, typical)
     # What is cached when the first token is decoded; answers are short beside an image.
     decode = {"tokens": _ONE, "kept": _ONE, "past": _up_to(past, limit, kept), "rows": _ONE}
+    decode |= {"others": _ONE, "visual": _NONE, "blocks": _NONE}
     return _of_stage(PREFILL, stage, prefill), _of_stage(DECODE, stage, decode)
+
+
+def _row_lengths(manifest: Manifest, kept: int) -> dict[str, int]:
+    """Where visual tokens are spared work, how long the axes of their rows are in a prefill."""
+    typical = {name: manifest.axes[name].typical for name in ROW_AXES if name in manifest.axes}
+    return typical | ({"visual": min(kept, typical["visual"])} if "visual" in typical else {})
 
 
 def _expected_lengths(manifest: Manifest, options: EngineOptions) -> dict[str, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from atp_export.engines.profiles import tensor_shape
 from atp_runtime.engine_set import PREFILL, EngineProfile
 from atp_runtime.manifest import AxisRange, Stage, TensorSpec
+from atp_runtime.tensor_names import PLACES, ROWS, WINDOW
 
 Array = npt.NDArray[Any]
 
@@ -57,7 +59,13 @@ def sample_inputs(stage: Stage, lengths: Mapping[str, int]) -> dict[str, Array]:
     last rows are the text whose attention a scorer averages.
     """
     generator = np.random.default_rng(_SEED)
-    return {spec.name: _sample(spec, lengths, generator) for spec in stage.inputs}
+    inputs = {spec.name: _sample(spec, lengths, generator) for spec in stage.inputs}
+    for spec in stage.inputs:
+        if spec.name in ROWS + WINDOW:
+            inputs[spec.name] = _row_table(spec, lengths)
+        elif spec.name == PLACES:
+            inputs[spec.name] = _places(lengths)
+    return inputs
 
 
 def _lengths(axes: Mapping[str, AxisRange]) -> dict[str, int]:
@@ -69,6 +77,11 @@ def _lengths(axes: Mapping[str, AxisRange]) -> dict[str, int]:
     for inner, outer in (("kept", "tokens"), ("rows", "kept")):
         if inner in lengths:
             lengths[inner] = min(lengths[inner], lengths[outer])
+    if "others" in lengths:
+        lengths["others"] = min(_ROWS, lengths["kept"])
+    if "visual" in lengths:
+        lengths["visual"] = lengths["kept"] - lengths["others"]
+        lengths["blocks"] = min(lengths["visual"], axes["blocks"].maximum)
     return lengths
 
 
@@ -89,6 +102,27 @@ def _sample(spec: TensorSpec, lengths: Mapping[str, int], generator: np.random.G
         visual = max(1, lengths["kept"] - lengths["rows"])
         return np.where(np.arange(lengths["kept"]) < visual, 1 / visual, 0).astype(np.float32)
     return generator.normal(size=shape).astype(spec.dtype)
+
+
+def _places(lengths: Mapping[str, int]) -> Array:
+    """Of a sequence that begins with the patches of an image, four in a row."""
+    token = np.arange(lengths["kept"])
+    places = np.stack((np.zeros_like(token), token // 4, token % 4), axis=1)
+    return np.where(token[:, np.newaxis] < lengths["kept"] - _ROWS, places, -1)
+
+
+def _row_table(spec: TensorSpec, lengths: Mapping[str, int]) -> Array:
+    """Of a sequence that begins with its visual tokens, packed into the first blocks."""
+    name, shape, others = spec.name, tensor_shape(spec, lengths), lengths["others"]
+    visual = lengths["kept"] - others
+    if name == "other_rows":
+        return visual + np.arange(others)
+    if name == "row_slots":
+        return np.roll(np.arange(lengths["kept"]), visual)
+    if name == "window_cells":
+        return np.arange(visual)
+    places = np.arange(math.prod(shape)).reshape(shape)
+    return np.where(places < visual, places, -1)
 
 
 def _filled(lengths: Mapping[str, int]) -> int:

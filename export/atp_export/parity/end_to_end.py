@@ -63,6 +63,8 @@ def check_pruned(
         rule could not decide.
     """
     against = "PyTorch, same tokens kept"
+    if run.manifest.structure is not None:
+        against = "PyTorch's simulation, same tokens kept"
     try:
         result, outputs = run.prefill(prompt, select)
     except CheckFailedError as error:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from atp_calibration.quantisation.choice import INT4, INT8
 from atp_runtime.errors import CheckFailedError
 from atp_runtime.manifest import Stage
-from atp_runtime.tensor_names import SCORES, cache_names
+from atp_runtime.tensor_names import PLACES, ROWS, SCORES, WINDOW, cache_names
 
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
 _TOWER_NORM = re.compile(
@@ -38,9 +38,9 @@ def query_name(layer: int) -> str:
 def with_probes(path: Path, stage: Stage) -> ir.Model:
     """A stage that also returns what happens between and in its layers.
 
-    A segment also returns the queries of its layers and the hidden states entering all of them
-    but the first, the vision stage the hidden states entering and leaving the layers of its
-    tower. The head is returned as it is.
+    A segment also returns the queries of its layers, unless visual tokens have only some of them,
+    and the hidden states entering all layers but the first; the vision stage the hidden states
+    entering and leaving the layers of its tower. The head is returned as it is.
 
     Raises:
         CheckFailedError: The graph is not a chain of layers.
@@ -49,7 +49,8 @@ def with_probes(path: Path, stage: Stage) -> ir.Model:
     graph, (first, last) = model.graph, stage.layers
     if stage.kind == "segment":
         graph.outputs.extend(_entering(graph, stage, layer) for layer in range(first + 1, last))
-        graph.outputs.extend(_query(graph, stage, layer) for layer in range(first, last))
+        if not stage.tells_visual:
+            graph.outputs.extend(_query(graph, stage, layer) for layer in range(first, last))
     elif stage.kind == "vision":
         graph.outputs.extend(_tower_states(graph, stage))
     return model
@@ -89,7 +90,11 @@ def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
     inputs += [names["position_ids"], names["past_length"], past_key, past_value]
     ends = layer + 1 == last
     outputs = [names["hidden_states_out"] if ends else _entering(graph, stage, layer + 1)]
-    outputs += [key, value, _query(graph, stage, layer)]
+    outputs += [key, value]
+    if stage.tells_visual:
+        inputs += [names[name] for name in (*ROWS, *WINDOW, PLACES) if name in names]
+    else:
+        outputs.append(_query(graph, stage, layer))
     if ends and stage.pruning:
         inputs += [names[name] for name in SCORER_INPUTS]
         outputs += [names[name] for name in SCORES]

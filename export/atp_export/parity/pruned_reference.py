@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from atp_export.parity.measures import Array
 from atp_export.parity.samples import Prompt
 from atp_models.reference import LlavaReference, PrunedStep
 from atp_models.reference_layers import Scores
+from atp_runtime.chunk import Chunk
 from atp_runtime.manifest import Manifest
 from atp_runtime.tensor_names import SCORES
 
@@ -50,13 +52,16 @@ def run_reference(
         keep: By layer, the indices that are kept before it.
     """
     points = [stage.pruning for stage in manifest.segments if stage.pruning]
-    run = reference.pruned({point.before_layer: point.queries for point in points})
+    asking = {point.before_layer: point.queries for point in points}
+    run = reference.pruned(asking, manifest.structure)
     ids = torch.from_numpy(prompt.ids)
     features = None
     if prompt.pixel_values is not None:
         features = reference.see(torch.from_numpy(prompt.pixel_values)).features
     visual = ids == manifest.vision.image_token_id
-    steps = [run.forward(reference.embed(ids, features), visual, keep)]
+    chunk = Chunk.from_ids(prompt.ids, manifest.vision)
+    places = torch.from_numpy(np.stack((chunk.image, chunk.row, chunk.column), axis=1))
+    steps = [run.forward(reference.embed(ids, features), visual, keep, places)]
     for _, text in prompt.following:
         hidden = reference.embed(torch.from_numpy(text))
         steps.append(run.forward(hidden, torch.zeros(len(text), dtype=torch.bool)))

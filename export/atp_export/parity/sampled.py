@@ -8,7 +8,7 @@ and image features, so that they look like a residual stream.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,16 +28,19 @@ from atp_export.parity.stages import (
     layer_names,
     layer_outputs,
     leaving,
+    row_inputs,
     tower_measures,
     update_measure,
 )
 from atp_models.architecture import ModelSpec
-from atp_models.reference_layers import LayerRunner, LayerStep, Tokens
+from atp_models.reference_layers import LayerStep, Tokens
 from atp_models.reference_parts import ReferenceParts
 from atp_models.reference_queries import asked_tokens
+from atp_models.reference_structure import layer_runner
 from atp_runtime.bundle import Bundle
+from atp_runtime.chunk import Chunk
 from atp_runtime.embedding import EmbeddingTable
-from atp_runtime.manifest import Stage
+from atp_runtime.manifest import Manifest, Stage, VisionModel
 from atp_runtime.tensor_names import cache_names
 
 # Enough to fill a matrix multiplication, few enough for a 7B layer to take a second.
@@ -150,13 +153,24 @@ def _begin(
     prompted = torch.cat((table[:, :_TEXT], seen, table[:, _TEXT : 2 * _TEXT]), dim=1)
     visual = torch.zeros(prompted.shape[1], dtype=torch.bool)
     visual[_TEXT : _TEXT + seen.shape[1]] = True
-    chunks, position = [_Chunk("prefill", prompted, _tokens(0, visual))], prompted.shape[1]
+    tokens = replace(_tokens(0, visual), places=_places(bundle.manifest.vision, visual))
+    chunks, position = [_Chunk("prefill", prompted, tokens)], prompted.shape[1]
     for when, count in (("turn", _TURN), ("decode", 1)):
         hidden = table[:, position : position + count]
         text = torch.zeros(count, dtype=torch.bool)
         chunks.append(_Chunk(when, hidden, _tokens(position, text)))
         position += count
     return check, chunks
+
+
+def _places(vision: VisionModel, visual: torch.Tensor) -> torch.Tensor:
+    """Where the first features of an image lie, see `Tokens`; they may be of several."""
+    count = int(visual.sum())
+    ids = np.full(-(-count // vision.tokens) * vision.tokens, vision.image_token_id)
+    chunk = Chunk.from_ids(ids, vision)
+    places = np.full((len(visual), 3), -1)
+    places[visual.numpy()] = np.stack((chunk.image, chunk.row, chunk.column), axis=1)[:count]
+    return torch.from_numpy(places)
 
 
 def _tokens(position: int, visual: torch.Tensor) -> Tokens:
@@ -176,7 +190,7 @@ def _check_segment(
     flow = list(chunks)
     for layer in layers:
         keep = [_kept(stage, layer, chunk) for chunk in flow]
-        steps = _run_reference(stage, layer, parts, flow, keep)
+        steps = _run_reference(bundle.manifest, stage, layer, parts, flow, keep)
         measures += _layer_measures(bundle, stage, layer, flow, keep, steps, tolerances)
         flow = [
             _Chunk(chunk.when, step.left, step.tokens)
@@ -194,6 +208,7 @@ def _kept(stage: Stage, layer: int, chunk: _Chunk) -> torch.Tensor:
 
 
 def _run_reference(
+    manifest: Manifest,
     stage: Stage,
     layer: int,
     parts: ReferenceParts,
@@ -201,7 +216,7 @@ def _run_reference(
     keep: Sequence[torch.Tensor],
 ) -> list[LayerStep]:
     """The layer in PyTorch; it is freed before the bundle's is loaded."""
-    runner, module = LayerRunner(parts.rotary()), parts.layer(layer)
+    runner, module = layer_runner(parts.rotary(), manifest.structure), parts.layer(layer)
     queries = stage.pruning.queries if stage.pruning and layer + 1 == stage.layers[1] else None
     steps = []
     for chunk, kept in zip(chunks, keep, strict=True):
@@ -226,6 +241,8 @@ def _layer_measures(
     for number, (chunk, kept, step) in enumerate(zip(chunks, keep, steps, strict=True)):
         inputs = empty_past(stage, step.key)
         inputs |= layer_inputs(layer, step, steps[:number])
+        if stage.tells_visual:
+            inputs |= row_inputs(step.tokens, bundle.manifest)
         # The segment takes the length of the past from the keys of its first layer.
         inputs[cache_names(stage.layers[0])[0]] = inputs[cache_names(layer)[0]]
         inputs |= {"hidden_states": chunk.hidden.numpy(), "keep_indices": kept.numpy()}

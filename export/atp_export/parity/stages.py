@@ -14,11 +14,13 @@ from atp_export.parity.report import Check
 from atp_export.parity.samples import count_images
 from atp_export.parity.sessions import Arrays, GraphSession
 from atp_models.reference import PrunedStep, VisionStep
-from atp_models.reference_layers import LayerStep
+from atp_models.reference_layers import LayerStep, Tokens
 from atp_runtime.bundle import Bundle
-from atp_runtime.manifest import Stage
+from atp_runtime.manifest import Manifest, Stage
 from atp_runtime.selection import VisualTokens
-from atp_runtime.tensor_names import cache_names
+from atp_runtime.structure import MASKED
+from atp_runtime.structure_rows import Blocks, StructureRows
+from atp_runtime.tensor_names import PLACES, ROWS, WINDOW, cache_names
 from atp_runtime.workspace import Scorer
 
 SCOPE = "stage"
@@ -65,7 +67,10 @@ def check_segment(
 ) -> Check:
     """A segment on the prompt and on each decode step, the past being the reference's."""
     session = open_stage(bundle, stage)
-    outputs = [session.run(_segment_inputs(stage, run, number)) for number in range(len(run.steps))]
+    outputs = [
+        session.run(_segment_inputs(stage, bundle.manifest, run, number))
+        for number in range(len(run.steps))
+    ]
     expected = [_expected(stage, step) for step in run.steps]
     measures: list[Measure] = []
     for moment in dict.fromkeys(run.moments):
@@ -148,6 +153,22 @@ def layer_inputs(layer: int, step: LayerStep, past: Sequence[LayerStep]) -> dict
     return inputs
 
 
+def row_inputs(tokens: Tokens, manifest: Manifest) -> dict[str, Array]:
+    """What a segment is told of its rows where visual tokens are spared work."""
+    structure = manifest.structure
+    if structure is None:
+        return {}
+    index = np.flatnonzero(tokens.visual.numpy())
+    places = np.full((len(tokens.visual), 3), -1)
+    if tokens.places is not None:
+        places = tokens.places.numpy()
+    if structure.mode == MASKED:
+        return {PLACES: places}
+    blocks = None if structure.window is None else Blocks.of(structure.window, manifest.vision.grid)
+    rows = StructureRows.of(VisualTokens(index, *places[index].T), len(places), blocks)
+    return {name: getattr(rows, name) for name in ROWS + WINDOW}
+
+
 def scorer_inputs(visual: Array, asked: Array) -> dict[str, Array]:
     """What a scorer takes for a sequence.
 
@@ -166,7 +187,9 @@ def scorer_inputs(visual: Array, asked: Array) -> dict[str, Array]:
     }
 
 
-def _segment_inputs(stage: Stage, run: PrunedReference, number: int) -> dict[str, Array]:
+def _segment_inputs(
+    stage: Stage, manifest: Manifest, run: PrunedReference, number: int
+) -> dict[str, Array]:
     first, last = stage.layers
     step, past = run.steps[number], run.steps[:number]
     entering = step.layers[first]
@@ -174,6 +197,8 @@ def _segment_inputs(stage: Stage, run: PrunedReference, number: int) -> dict[str
     keep = run.keep.get(first) if number == 0 else None
     kept = torch.arange(hidden.shape[1]) if keep is None else keep
     inputs: dict[str, Array] = {"hidden_states": hidden.numpy(), "keep_indices": kept.numpy()}
+    if stage.tells_visual:
+        inputs |= row_inputs(entering.tokens, manifest)
     for layer in range(first, last):
         inputs |= layer_inputs(layer, step.layers[layer], [s.layers[layer] for s in past])
     if number == 0:
@@ -198,9 +223,10 @@ def layer_outputs(stage: Stage, layer: int, step: LayerStep) -> dict[str, Array]
     found: dict[str, Array] = {
         key: step.key.numpy(),
         value: step.value.numpy(),
-        query_name(layer): step.query.numpy(),
         leaving(stage, layer): step.left.numpy(),
     }
+    if not stage.tells_visual:  # there, no row has them all
+        found[query_name(layer)] = step.query.numpy()
     if step.scores is not None and bool(step.tokens.visual.any()):
         found |= score_arrays(step.scores)
     return found
