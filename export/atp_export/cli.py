@@ -101,8 +101,8 @@ def _add_cuts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         metavar="NAME",
-        help="prune by a rule that needs no training instead of ATP's modules: fastv, pyramiddrop, "
-        "vtw or topk, see docs/policies.md",
+        help="prune by a rule that needs no training instead of ATP's modules, inside the decoder "
+        "or before it, or by one of each as in fastervlm+fastv: see docs/policies.md",
     )
     parser.add_argument(
         "--set",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from atp_export.vision_policies import VisionPlan
 from atp_models.architecture import ModelSpec, TextSpec
 from atp_models.pruning_config import check_layers
 from atp_runtime.errors import InputError
@@ -62,6 +63,7 @@ class ExportPlan:
         segments: In the order they run; together they cover every layer once.
         heads: Together they cover the vocabulary once.
         axes: Ranges of the named axes of the manifest.
+        vision: What thins out an image's tokens before the decoder, if anything does.
     """
 
     spec: ModelSpec
@@ -70,6 +72,7 @@ class ExportPlan:
     segments: tuple[SegmentPlan, ...]
     heads: tuple[HeadPlan, ...]
     axes: dict[str, AxisRange]
+    vision: VisionPlan | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,6 +93,7 @@ class ExportPlan:
 def make_plan(
     spec: ModelSpec,
     points: Sequence[PruningPoint] = (),
+    vision: VisionPlan | None = None,
     *,
     precision: str,
     dialect: str,
@@ -102,6 +106,7 @@ def make_plan(
     Args:
         spec: The model.
         points: Where and how visual tokens are dropped, ascending; the decoder is cut there.
+        vision: What thins them out before.
         precision: "fp32" or "fp16".
         dialect: "portable", "native" or "both".
         cut_at: Further layers before which it is cut, though nothing is pruned there.
@@ -135,7 +140,23 @@ def make_plan(
     )
     dialects = BOTH_DIALECTS if dialect == "both" else (dialect,)
     heads = _heads(spec.text, max_segment_bytes, DTYPES[precision])
-    return ExportPlan(spec, precision, dialects, segments, heads, _axes(spec, longest))
+    _check_counts(points, vision)
+    axes = _axes(spec, longest, vision)
+    return ExportPlan(spec, precision, dialects, segments, heads, axes, vision)
+
+
+def _check_counts(points: Sequence[PruningPoint], vision: VisionPlan | None) -> None:
+    """Refuses points that would find fewer tokens than they are to keep."""
+    if vision is None:
+        return
+    most = vision.pruning.most
+    for point in points:
+        if int(point.parameters.get("keep", 0)) >= most:
+            raise InputError(
+                f"{point.parameters['keep']} tokens are to stay before layer {point.before_layer}",
+                why=f"the rule {vision.pruning.rule!r} before the decoder leaves {most} at most.",
+                fix="keep fewer there, or more before the decoder.",
+            )
 
 
 def _layer_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -173,15 +194,18 @@ def _heads(text: TextSpec, most: int | None, dtype: torch.dtype) -> tuple[HeadPl
     )
 
 
-def _axes(spec: ModelSpec, longest: int) -> dict[str, AxisRange]:
+def _axes(spec: ModelSpec, longest: int, vision: VisionPlan | None) -> dict[str, AxisRange]:
+    visual = vision.pruning.most if vision else spec.vision.tokens
     # A prompt of one image and a question is what engines are tuned for.
-    typical = min(longest, spec.vision.tokens + 64)
+    typical = min(longest, visual + 64)
+    selected = {"selected": AxisRange(1, visual, visual)} if vision and vision.cut else {}
     return {
         "tokens": AxisRange(1, typical, longest),
         "kept": AxisRange(1, typical, longest),
         "past": AxisRange(0, 0, longest),
         "rows": AxisRange(1, min(64, longest), longest),
-        "images": AxisRange(1, 1, max(1, longest // max(1, spec.vision.tokens))),
+        "images": AxisRange(1, 1, max(1, longest // max(1, visual))),
+        **selected,
     }
 
 
@@ -193,4 +217,5 @@ def plan_summary(plan: ExportPlan) -> dict[str, Any]:
         "segments": [asdict(segment) for segment in plan.segments],
         "heads": [asdict(head) for head in plan.heads],
         "axes": {name: asdict(axis) for name, axis in plan.axes.items()},
+        "vision": asdict(plan.vision) if plan.vision else None,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from atp_export.parity.measures import Array
-from atp_export.parity.samples import Prompt
+from atp_export.parity.vision_pruning import Shown
 from atp_models.reference import LlavaReference, PrunedStep
 from atp_models.reference_layers import Scores
 from atp_runtime.manifest import Manifest
@@ -39,24 +39,22 @@ class PrunedReference:
 
 
 def run_reference(
-    reference: LlavaReference, prompt: Prompt, manifest: Manifest, keep: Keep
+    reference: LlavaReference, shown: Shown, manifest: Manifest, keep: Keep
 ) -> PrunedReference:
     """Runs a prompt.
 
     Args:
         reference: The checkpoint.
-        prompt: With or without images.
+        shown: With or without images.
         manifest: Says where scores are computed.
         keep: By layer, the indices that are kept before it.
     """
     points = [stage.layers[1] for stage in manifest.segments if stage.pruning]
     run = reference.pruned(points)
+    prompt = shown.prompt
     ids = torch.from_numpy(prompt.ids)
-    features = None
-    if prompt.pixel_values is not None:
-        features = reference.see(torch.from_numpy(prompt.pixel_values)).features
     visual = ids == manifest.vision.image_token_id
-    steps = [run.forward(reference.embed(ids, features), visual, keep)]
+    steps = [run.forward(reference.embed(ids, shown.features), visual, keep)]
     for _, text in prompt.following:
         hidden = reference.embed(torch.from_numpy(text))
         steps.append(run.forward(hidden, torch.zeros(len(text), dtype=torch.bool)))

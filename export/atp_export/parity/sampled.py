@@ -81,9 +81,9 @@ def check_samples(
         report: Told what is being compared.
     """
     report("parity: vision")
-    vision, features = _check_vision(bundle, parts, spec, available_bytes, tolerances)
+    seeing, features = _check_vision(bundle, parts, spec, available_bytes, tolerances)
     embedding, chunks = _begin(bundle, parts, spec, features, tolerances)
-    checks = [embedding, vision]
+    checks = [embedding, *seeing]
     for stage in bundle.manifest.segments:
         layers = sampled_layers(stage)
         report(f"parity: {stage.name}, layers {', '.join(map(str, layers))}")
@@ -116,8 +116,8 @@ def _check_vision(
     spec: ModelSpec,
     available_bytes: int,
     tolerances: Mapping[str, Tolerance],
-) -> tuple[Check, torch.Tensor | None]:
-    """The vision stage, whole if it fits; and its features if so."""
+) -> tuple[tuple[Check, ...], torch.Tensor | None]:
+    """The vision stages, whole if they fit; and the features if so."""
     pixels = picture(spec.vision.image_size, 0)[np.newaxis]
     layers = affordable_tower_layers(spec, available_bytes)
     if layers == spec.vision.layers:
@@ -129,7 +129,7 @@ def _check_vision(
     session = GraphSession(tower_layers(path, stage, layers), path.parent)
     measures = tower_measures(session.run({"pixel_values": pixels}), states, tolerances)
     detail = f"first {layers} of {spec.vision.layers} layers, no memory for the rest"
-    return Check.of("vision", SCOPE, MODULES, detail, measures), None
+    return (Check.of("vision", SCOPE, MODULES, detail, measures),), None
 
 
 def _begin(
