@@ -22,7 +22,7 @@ from atp_export.signatures import (
 from atp_export.stage_graph import StageBuilder, StageGraph
 from atp_export.trace import Piece
 from atp_export.traced_pieces import TracedPieces
-from atp_export.vision_policies import VisionPlan
+from atp_export.vision_plan import VisionPlan
 from atp_models.architecture import ModelSpec
 from atp_models.text_spec import EMBEDDING, HEAD
 from atp_runtime.tensor_names import (
@@ -66,19 +66,28 @@ class StageComposer:
             attended.append((query, keys))
         used = [states[number] for number in chosen]
         outputs = self._vision_features(builder, used, plan)
-        pieces = self._pieces
-        for name in plan.needs if plan else ():
-            if name == CLASS_ATTENTION:
-                (value,) = builder.call(pieces.class_scorer, attended[plan.layer], label=name)
-            elif name == CLASS_SIMILARITY:
-                (value,) = builder.call(pieces.class_similarity, used, label=name)
+        if plan is not None:
+            outputs |= self._decided_by(builder, plan, used, attended)
+        return builder.finish(outputs)
+
+    def _decided_by(
+        self,
+        builder: StageBuilder,
+        plan: VisionPlan,
+        used: list[ir.Value],
+        attended: list[tuple[ir.Value, ir.Value]],
+    ) -> dict[str, ir.Value]:
+        """What the rule behind the tower needs besides the features."""
+        pieces, found = self._pieces, {}
+        for name in plan.needs:
+            if name == CLASS_SIMILARITY:
+                (found[name],) = builder.call(pieces.class_similarity, used, label=name)
+            elif name == CLASS_ATTENTION:
+                (found[name],) = builder.call(pieces.class_scorer, attended[plan.layer], label=name)
             elif name in (KEYS, MEAN_KEYS):
                 piece = pieces.keys if name == KEYS else pieces.mean_keys
-                (value,) = builder.call(piece, attended[plan.layer][1:], label=name)
-            else:
-                continue  # the features themselves
-            outputs[name] = value
-        return builder.finish(outputs)
+                (found[name],) = builder.call(piece, attended[plan.layer][1:], label=name)
+        return found
 
     def _vision_features(
         self, builder: StageBuilder, used: list[ir.Value], plan: VisionPlan | None

@@ -7,7 +7,7 @@ from atp_export.job import ExportJob
 from atp_export.layout import EMBEDDING_FILE, PROCESSOR_DIRECTORY, PRUNING_FILE
 from atp_export.plan import DTYPE_NAMES
 from atp_export.versions import package_versions
-from atp_export.vision_policies import VisionPlan
+from atp_export.vision_plan import VisionPlan
 from atp_export.workspace import Workspace, write_atomically
 from atp_models.architecture import TextSpec, VisionSpec
 from atp_runtime.manifest import (

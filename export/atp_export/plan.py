@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from atp_export.vision_policies import VisionPlan
+from atp_export.vision_plan import VisionPlan
 from atp_models.architecture import ModelSpec, TextSpec
 from atp_models.pruning_config import check_layers
 from atp_runtime.errors import InputError

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from atp_export.policies import POLICIES, Policy, make_policy
-from atp_export.vision_policies import VISION_POLICIES, VisionPolicy, make_vision_policy
+from atp_export.vision_plan import VisionPolicy
+from atp_export.vision_policies import VISION_POLICIES, make_vision_policy
 from atp_runtime.errors import InputError
 
 ATP = "atp"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atp_export.plan import DTYPE_NAMES, ExportPlan
-from atp_export.vision_policies import VisionPlan
+from atp_export.vision_plan import VisionPlan
 from atp_models.architecture import ModelSpec
 from atp_runtime.manifest import TensorSpec
 from atp_runtime.tensor_names import (

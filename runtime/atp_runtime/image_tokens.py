@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atp_runtime.manifest import VisionModel
-from atp_runtime.vision_rules import NOWHERE, Reduction
+from atp_runtime.reduction import NOWHERE, Reduction
 
 IndexArray = npt.NDArray[np.int64]
 

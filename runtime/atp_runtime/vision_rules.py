@@ -1,75 +1,23 @@
-"""The rules that thin out an image's tokens before the decoder sees them, by the manifest's names.
+"""The rules that thin out an image's tokens before the decoder, by the manifest's names.
 
 A rule is the frozen dataclass of its parameters. From what the vision stage gives for one image it
 says which tokens there will be: features that stay, and such that are averages of several. The
-decoder gets them as a shorter sequence, in the order they are listed here.
-
-All rules compute in float64 and break ties by giving the earlier feature preference. Axis names:
-`tokens` features of the image, `kept` those that are left.
+decoder gets them as a shorter sequence.
 """
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from atp_runtime.errors import InputError
-from atp_runtime.tensor_names import CLASS_ATTENTION
+from atp_runtime.merging_rules import Contextual, Outliers
+from atp_runtime.reduction import Given, Reduction, VisionRule, best, check_count, units
+from atp_runtime.tensor_names import CLASS_ATTENTION, CLASS_SIMILARITY, IMAGE_FEATURES
 
-Matrix = npt.NDArray[np.float64]
-IndexArray = npt.NDArray[np.int64]
-Given = Mapping[str, npt.NDArray[Any]]
-"""Outputs of the vision stage for one image, by name, without the axis of images."""
-
-NOWHERE = -1
-"""Place of a token that was made of several features and lies nowhere."""
-
-
-@dataclass(frozen=True, eq=False)
-class Reduction:
-    """What is left of an image.
-
-    Attributes:
-        place: int64 [kept]: the feature whose place on the photo a token has, or `NOWHERE`.
-        mixing: float64 [kept, tokens]: the share of each feature in each token; None where a token
-            is the feature at its place.
-    """
-
-    place: IndexArray
-    mixing: Matrix | None = None
-
-    def __len__(self) -> int:
-        return len(self.place)
-
-    def of(self, features: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The tokens [kept, width] that it makes of features [tokens, width], in their dtype."""
-        if self.mixing is None:
-            return features[self.place]
-        return (self.mixing @ features.astype(np.float64)).astype(features.dtype)
-
-
-@dataclass(frozen=True)
-class VisionRule(abc.ABC):
-    """What a rule is.
-
-    Attributes:
-        needs: Outputs of the vision stage that it decides by.
-    """
-
-    needs: ClassVar[tuple[str, ...]]
-
-    @abc.abstractmethod
-    def reduce(self, given: Given) -> Reduction:
-        """What is left of an image of which `needs` are given."""
-
-    @abc.abstractmethod
-    def most(self, tokens: int) -> int:
-        """How many of an image's tokens are left at most."""
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -88,15 +36,81 @@ class ClassAttention(VisionRule):
 
     def reduce(self, given: Given) -> Reduction:
         """Keeps `keep`, in their order."""
-        return Reduction(_best(given[CLASS_ATTENTION].astype(np.float64), self.keep))
+        return Reduction(best(given[CLASS_ATTENTION].astype(np.float64), self.keep))
 
     def most(self, tokens: int) -> int:
         """`keep`."""
         return min(self.keep, tokens)
 
 
+@dataclass(frozen=True)
+class MaxMinDistance(VisionRule):
+    """Tokens that are as unlike one another as can be (DivPrune, arXiv 2503.02175).
+
+    Greedy: first the one that is farthest from its nearest other, then always the one that is
+    farthest from the nearest of those chosen. The distance is 1 - cosine of projected features.
+
+    Attributes:
+        keep: How many.
+    """
+
+    needs = (IMAGE_FEATURES,)
+    keep: int
+
+    def __post_init__(self) -> None:
+        check_count("keep", self.keep)
+
+    def reduce(self, given: Given) -> Reduction:
+        """Keeps `keep`, in their order."""
+        unit = units(given[IMAGE_FEATURES])
+        distance = 1 - unit @ unit.T
+        np.fill_diagonal(distance, np.inf)
+        chosen = [int(np.argmax(distance.min(axis=1)))]
+        nearest = distance[chosen[0]].copy()
+        nearest[chosen[0]] = -np.inf
+        while len(chosen) < min(self.keep, len(unit)):
+            chosen.append(int(np.argmax(nearest)))
+            nearest = np.minimum(nearest, distance[chosen[-1]])
+            nearest[chosen[-1]] = -np.inf
+        return Reduction(np.sort(np.array(chosen)))
+
+    def most(self, tokens: int) -> int:
+        """`keep`."""
+        return min(self.keep, tokens)
+
+
+@dataclass(frozen=True)
+class Inflection(VisionRule):
+    """The tokens before the curve of falling class similarity bends (arXiv 2409.01162).
+
+    The paper gives no formula of the inflection point. Reconstructed: the point of the sorted
+    curve that is farthest from the straight line between its ends; it is the last that stays.
+    """
+
+    needs = (CLASS_SIMILARITY,)
+
+    def reduce(self, given: Given) -> Reduction:
+        """Keeps what comes up to the bend; all, if the curve is a straight line."""
+        scores = given[CLASS_SIMILARITY].astype(np.float64)
+        falling = np.sort(scores)[::-1]
+        last = len(falling) - 1
+        # The distance times the line's length.
+        rest = last * (falling[0] - falling) - np.arange(last + 1) * (falling[0] - falling[-1])
+        bend = np.abs(rest)
+        straight = bend.max() <= _ROUNDING * last * (falling[0] - falling[-1])
+        return Reduction(best(scores, last + 1 if straight else int(np.argmax(bend)) + 1))
+
+    def most(self, tokens: int) -> int:
+        """All of them."""
+        return tokens
+
+
 VISION_RULES: Mapping[str, type[VisionRule]] = {
     "class_attention": ClassAttention,
+    "max_min_distance": MaxMinDistance,
+    "inflection": Inflection,
+    "contextual": Contextual,
+    "outliers": Outliers,
 }
 
 
@@ -113,18 +127,3 @@ def vision_rule(name: str) -> type[VisionRule]:
         why=f"this runtime knows {', '.join(VISION_RULES)}.",
         fix="install the atp-llava that wrote the bundle, or export it again.",
     )
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuses a number of tokens below 1: an image must leave a trace in the prompt.
-
-    Raises:
-        ValueError: It is.
-    """
-    if value < 1:
-        raise ValueError(f"{name} is {value}, it must be 1 or more")
-
-
-def _best(scores: Matrix, count: int) -> IndexArray:
-    """Places of the highest scores, of equal ones the earlier, rising: int64 [count]."""
-    return np.sort(np.argsort(-scores, kind="stable")[:count])

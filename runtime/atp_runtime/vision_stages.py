@@ -19,9 +19,10 @@ from atp_runtime.bundle import Bundle
 from atp_runtime.errors import CheckFailedError, InputError
 from atp_runtime.image_tokens import ImageTokens, Places
 from atp_runtime.manifest import Manifest, TensorSpec
+from atp_runtime.reduction import Given, Reduction, VisionRule
 from atp_runtime.schema import from_json, to_json
 from atp_runtime.tensor_names import IMAGE_FEATURES, PATCH_FEATURES
-from atp_runtime.vision_rules import Given, Reduction, VisionRule, vision_rule
+from atp_runtime.vision_rules import vision_rule
 
 _REBUILD = "export the bundle again with atp-export."
 

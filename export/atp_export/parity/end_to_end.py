@@ -34,8 +34,9 @@ def check_dense(
     """
     result, outputs = run.prefill(shown.seen, keep_all)
     dense, prompt = reference.dense(), shown.prompt
-    asked, whole = torch.from_numpy(prompt.ids), run.manifest.vision.pruning is None
-    if whole or shown.features is None:
+    asked = torch.from_numpy(prompt.ids)
+    whole = run.manifest.vision.pruning is None or shown.features is None
+    if whole:
         pixels = None if prompt.pixel_values is None else torch.from_numpy(prompt.pixel_values)
         step = dense.forward(asked, pixels)
     else:

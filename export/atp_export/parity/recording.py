@@ -19,6 +19,7 @@ from atp_runtime.decoder_results import PrefillResult
 from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.image_tokens import ImageTokens
 from atp_runtime.manifest import Manifest, PruningPoint, Stage
+from atp_runtime.reduction import Reduction
 from atp_runtime.selection import (
     FloatArray,
     IndexArray,
@@ -26,7 +27,6 @@ from atp_runtime.selection import (
     SelectTokens,
     VisualTokens,
 )
-from atp_runtime.vision_rules import Reduction
 from atp_runtime.vision_stages import VisionStages
 
 Outputs = dict[str, Array]

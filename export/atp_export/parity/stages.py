@@ -75,7 +75,7 @@ def vision_output(name: str, expected: VisionStep, manifest: Manifest) -> torch.
     if name == CLASS_ATTENTION:
         return layer.first_row[:, 1:]
     if name == MEAN_KEYS:
-        return layer.keys[:, 1:].unflatten(2, (layer.heads, -1)).mean(2)
+        return torch.unflatten(layer.keys[:, 1:], 2, (layer.heads, -1)).mean(2)
     return layer.keys[:, 1:]
 
 

@@ -18,7 +18,7 @@ from atp_export.parity.report import Check
 from atp_export.parity.samples import Prompt
 from atp_models.reference import LlavaReference
 from atp_runtime.manifest import Manifest
-from atp_runtime.vision_rules import Reduction
+from atp_runtime.reduction import Reduction
 
 AGAINST = "PyTorch, same tokens kept"
 
