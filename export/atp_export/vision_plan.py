@@ -95,7 +95,7 @@ def check_class_token(policy: str, vision: VisionSpec) -> None:
         )
     if vision.prefix_tokens:
         raise InputError(
-            f"--policy {policy} on a checkpoint that hands the class token to the decoder",
+            f"--policy {policy} on a checkpoint that hands the class token on",
             why="vision_feature_select_strategy is 'full', and the paper's rule ranks patches, "
             "not the token that it asks.",
             fix="choose divprune, or a policy inside the decoder.",
