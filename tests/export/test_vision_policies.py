@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from transformers import LlavaForConditionalGeneration
 
 from atp_export.cli import main as atp_export
 from atp_export.compose import StageComposer
-from atp_export.job import ExportJob
+from atp_export.job import ExportJob, ExportOptions, prepare_job
+from atp_export.parity import run_parity
 from atp_export.policies import POLICIES, read_settings
 from atp_export.stage_graph import StageGraph
 from atp_export.vision_plan import VisionPolicy
@@ -235,6 +237,25 @@ def test_a_sampled_comparison_sees_the_tower_and_the_projector(
     report = json.loads((out / "reports" / "parity.json").read_text())
     tensors = {it["tensor"] for check in report["checks"] for it in check["measures"]}
     assert tensors >= {"scores.class", "patch_features", "image_features"}
+
+
+@pytest.mark.slow
+def test_parity_sees_a_projector_that_is_off(
+    bundle: Any, tower: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = bundle("clip", "visionzip", "keep=6", "contextual=2", parity="off")
+    own = Path(shutil.copytree(path, tmp_path / "own"))
+    weights = np.memmap(own / "onnx" / "projector.data", dtype=np.float32, mode="r+")
+    weights *= 1.01
+    weights.flush()
+    settings = {"keep": 6, "contextual": 2}
+    options = ExportOptions("fp32", "portable", policy="visionzip", settings=settings)
+    job = prepare_job(tower("clip"), own, options)
+    spec = job.plan.spec
+    report = run_parity(job.checkpoint, spec, job.plan, own, mode="full", report=[].append)
+    failed = {check.name for check in report.checks if not check.passed}
+    assert failed == {"projector", "reduced", "dense"}
+    assert all(check.passed for check in report.checks if check.detail == "text only")
 
 
 def squares(graph: StageGraph, patches: int) -> int:
