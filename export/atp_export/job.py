@@ -147,13 +147,14 @@ def _choice(checkpoint: Path, options: ExportOptions) -> PolicyChoice:
     others = ("dense", "prune_at", "redundancy")
     given = [name for name in others if getattr(options, name) not in (None, False)]
     if options.policy is not None:
-        if given:
+        choice = choose_policies(options.policy, options.settings, "--policy")
+        if given and (options.dense or not choice.modules):
             raise InputError(
                 f"--policy {options.policy} with --{given[0].replace('_', '-')}",
                 why="a policy says itself where and how tokens are dropped.",
                 fix="leave one of them away; layers are set with --set.",
             )
-        return choose_policies(options.policy, options.settings, "--policy")
+        return choice
     if options.settings:
         raise InputError(
             "--set without --policy",

@@ -115,6 +115,8 @@ def test_a_policy_before_the_decoder_goes_with_the_checkpoints_modules(make_job:
     assert [it.pruning for it in both.plan.segments] == [it.pruning for it in alone.plan.segments]
     assert both.plan.prunes
     assert both.plan.vision is not None
+    elsewhere = make_job(policy="divprune+atp", prune_at=[2]).plan
+    assert [it.last for it in elsewhere.segments if it.pruning] == [2]
 
 
 def test_a_checkpoint_may_choose_a_policy(make_job: MakeJob, own_checkpoint: Path) -> None:
@@ -150,6 +152,8 @@ def test_a_checkpoint_may_choose_a_policy(make_job: MakeJob, own_checkpoint: Pat
         ({"policy": "fastervlm", "settings": {"fastv.ratio": 0.5}}, "setting 'fastv.ratio' with"),
         ({"policy": "divprune+atp", "settings": {"atp.layers": [1]}}, "settings of atp"),
         ({"policy": "divprune", "dense": True}, "--policy divprune with --dense"),
+        ({"policy": "divprune+atp", "dense": True}, r"--policy divprune\+atp with --dense"),
+        ({"policy": "divprune", "prune_at": [2]}, "--policy divprune with --prune-at"),
         (
             {
                 "policy": "divprune+topk",
