@@ -101,8 +101,9 @@ def _add_cuts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         metavar="NAME",
-        help="prune by a rule that needs no training instead of ATP's modules, such as fastv, "
-        "pyramiddrop or sparsevlm; docs/policies.md has them all",
+        help="prune by a rule that needs no training instead of ATP's modules, inside the decoder "
+        "such as fastv, before it such as visionzip, or by one of each as in fastervlm+fastv; "
+        "docs/policies.md has them all",
     )
     parser.add_argument(
         "--set",

@@ -16,6 +16,7 @@ from atp_export.plan import DTYPE_NAMES, HeadPlan
 from atp_export.signatures import (
     SCORER_INPUTS,
     head_signature,
+    projector_signature,
     segment_signature,
     vision_signature,
 )
@@ -23,10 +24,20 @@ from atp_export.stage_graph import StageBuilder, StageGraph
 from atp_export.structured_segment import StructuredSegment
 from atp_export.trace import Piece
 from atp_export.traced_pieces import TracedPieces
+from atp_export.vision_plan import VisionPlan
 from atp_models.architecture import ModelSpec
 from atp_models.text_spec import EMBEDDING, HEAD
 from atp_runtime.structure import MASKED, Structure
-from atp_runtime.tensor_names import SCORES, cache_names
+from atp_runtime.tensor_names import (
+    CLASS_ATTENTION,
+    CLASS_SIMILARITY,
+    IMAGE_FEATURES,
+    KEYS,
+    MEAN_KEYS,
+    PATCH_FEATURES,
+    SCORES,
+    cache_names,
+)
 
 
 class StageComposer:
@@ -46,25 +57,66 @@ class StageComposer:
         self._dtype = DTYPE_NAMES[dtype]
         self._pieces = TracedPieces(spec, dialect=dialect, dtype=dtype)
 
-    def vision(self) -> StageGraph:
-        """Vision tower up to the last layer whose features are used, selection, projector."""
-        signature = vision_signature(self.spec, self._dtype)
+    def vision(self, plan: VisionPlan | None = None) -> StageGraph:
+        """Vision tower up to the last layer whose features are used, selection, projector.
+
+        Args:
+            plan: What a rule behind the tower wants, and whether it comes before the projector.
+        """
+        signature = vision_signature(self.spec, self._dtype, plan)
         builder = StageBuilder("vision", signature, opset=self._opset)
-        entry, layer, leave = (
-            self._pieces.vision_entry,
-            self._pieces.vision_layer,
-            self._pieces.vision_exit,
-        )
+        entry, layer = self._pieces.vision_entry, self._pieces.vision_layer
         pixels = builder.inputs["pixel_values"]
         states = list(builder.call(entry, [pixels], label="", names=_below("model.", entry)))
-        chosen = feature_layers(self.spec)
+        chosen, attended = feature_layers(self.spec), []
         for number in range(max(chosen)):
             prefix = layer_prefix(self.spec, number)
             label, names = prefix.removeprefix("model.").rstrip("."), _below(prefix, layer)
-            states += builder.call(layer, [states[-1]], label=label, names=names)
+            left, query, keys = builder.call(layer, [states[-1]], label=label, names=names)
+            states.append(left)
+            attended.append((query, keys))
         used = [states[number] for number in chosen]
+        outputs = self._vision_features(builder, used, plan)
+        if plan is not None:
+            outputs |= self._decided_by(builder, plan, used, attended)
+        return builder.finish(outputs)
+
+    def _decided_by(
+        self,
+        builder: StageBuilder,
+        plan: VisionPlan,
+        used: list[ir.Value],
+        attended: list[tuple[ir.Value, ir.Value]],
+    ) -> dict[str, ir.Value]:
+        """What the rule behind the tower needs besides the features."""
+        pieces, found = self._pieces, {}
+        for name in plan.needs:
+            if name == CLASS_SIMILARITY:
+                (found[name],) = builder.call(pieces.class_similarity, used, label=name)
+            elif name == CLASS_ATTENTION:
+                (found[name],) = builder.call(pieces.class_scorer, attended[plan.layer], label=name)
+            elif name in (KEYS, MEAN_KEYS):
+                piece = pieces.keys if name == KEYS else pieces.mean_keys
+                (found[name],) = builder.call(piece, attended[plan.layer][1:], label=name)
+        return found
+
+    def _vision_features(
+        self, builder: StageBuilder, used: list[ir.Value], plan: VisionPlan | None
+    ) -> dict[str, ir.Value]:
+        if plan is not None and plan.cut:
+            (features,) = builder.call(self._pieces.patch_features, used, label="")
+            return {PATCH_FEATURES: features}
+        leave = self._pieces.vision_exit
         (features,) = builder.call(leave, used, label="", names=_below("model.", leave))
-        return builder.finish({"image_features": features})
+        return {IMAGE_FEATURES: features}
+
+    def projector(self) -> StageGraph:
+        """The projector alone."""
+        signature = projector_signature(self.spec, self._dtype)
+        builder = StageBuilder("projector", signature, opset=self._opset)
+        piece, inputs = self._pieces.projector, [builder.inputs[PATCH_FEATURES]]
+        (features,) = builder.call(piece, inputs, label="", names=_below("model.", piece))
+        return builder.finish({IMAGE_FEATURES: features})
 
     def segment(self, name: str, first: int, last: int, *, scored: bool) -> StageGraph:
         """Layers [first, last), with the scorer's inputs and outputs if `scored`."""

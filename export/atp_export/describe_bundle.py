@@ -42,7 +42,8 @@ def _stages(manifest: Manifest) -> Table:
         files = (stage.graph, *stage.other_graphs.values(), *stage.data)
         size = sum(manifest.files[name].bytes for name in files)
         layers = layer_range(stage.layers if stage.kind == "segment" else None)
-        rows.append((stage.name, layers, megabytes(size), pruning(stage.pruning)))
+        behind = manifest.vision.pruning if stage.kind == "vision" else stage.pruning
+        rows.append((stage.name, layers, megabytes(size), pruning(behind)))
     total = megabytes(sum(record.bytes for record in manifest.files.values()))
     rows.append((f"all {len(manifest.files)} files", "", total, ""))
     return table(("stage", "layers", "size", "then prunes"), rows, right=("size",))

@@ -11,6 +11,7 @@ from atp_export.signatures import plan_signatures
 from atp_export.structure_flops import structure_flops
 from atp_export.tables import layer_range, megabytes, pruning, table
 from atp_export.tensor_table import axis_table, tensor_table
+from atp_runtime.manifest import PruningPoint, VisionPruning
 
 
 def print_plan(plan: ExportPlan, footprint: Footprint, console: Console) -> None:
@@ -37,7 +38,10 @@ def print_plan(plan: ExportPlan, footprint: Footprint, console: Console) -> None
 
 
 def _stages(plan: ExportPlan, footprint: Footprint) -> Table:
-    points = {segment.name: segment.pruning for segment in plan.segments}
+    points: dict[str, PruningPoint | VisionPruning | None] = {
+        segment.name: segment.pruning for segment in plan.segments
+    }
+    points["vision"] = plan.vision.pruning if plan.vision else None
     rows = [
         (s.name, layer_range(s.layers), megabytes(s.weight_bytes), pruning(points.get(s.name)))
         for s in footprint.stages

@@ -74,7 +74,7 @@ def predict_footprint(plan: ExportPlan) -> Footprint:
     embedding = _sum(sizes, "model.language_model.embed_tokens.")
     text = spec.text
     cache = 2 * text.layers * text.kv_heads * text.head_dim * width
-    tokens = min(text.max_positions, spec.vision.tokens + 1024)
+    tokens = min(text.max_positions, _visual_tokens(plan) + 1024)
     run = embedding + sum(stage.weight_bytes for stage in stages)
     run += cache * tokens + _activation_bytes(spec, tokens, width) + RUNTIME_BYTES
     build = build_bytes(max(stage.weight_bytes for stage in stages))
@@ -91,16 +91,29 @@ def predict_footprint(plan: ExportPlan) -> Footprint:
     )
 
 
+def _visual_tokens(plan: ExportPlan) -> int:
+    return plan.vision.pruning.most if plan.vision else plan.spec.vision.tokens
+
+
 def _stages(plan: ExportPlan, sizes: dict[str, int]) -> tuple[StageFootprint, ...]:
-    vision = _sum(sizes, "model.vision_tower.", "model.multi_modal_projector.")
+    tower, projector = (
+        _sum(sizes, "model.vision_tower."),
+        _sum(sizes, "model.multi_modal_projector."),
+    )
     norm, head = _sum(sizes, "model.language_model.norm."), _sum(sizes, "lm_head.")
     rows = plan.spec.text.vocabulary
     segments = (
         StageFootprint(segment.name, (segment.first, segment.last), _segment_bytes(segment, sizes))
         for segment in plan.segments
     )
+    eyes = [StageFootprint("vision", None, tower + projector)]
+    if plan.vision is not None and plan.vision.cut:
+        eyes = [
+            StageFootprint("vision", None, tower),
+            StageFootprint("projector", None, projector),
+        ]
     return (
-        StageFootprint("vision", None, vision),
+        *eyes,
         *segments,
         *(StageFootprint(it.name, None, norm + head * it.rows // rows) for it in plan.heads),
     )

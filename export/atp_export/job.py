@@ -10,9 +10,11 @@ from typing import Any
 
 from atp_export.integers.stored import stored_bytes
 from atp_export.plan import DTYPES, ExportPlan, make_plan, plan_summary
-from atp_export.policies import Policy, Yopo, atp_points, make_policy, policy_names
+from atp_export.policies import Policy, Yopo, atp_points, policy_names
+from atp_export.policy_choice import PolicyChoice, choose_policies
 from atp_export.processor_files import processor_sources
 from atp_export.versions import package_versions
+from atp_export.vision_policies import VISION_POLICIES
 from atp_export.workspace import record_file, work_key
 from atp_models.architecture import read_architecture
 from atp_models.atp import FILE_NAME as MODULES_NAME
@@ -89,8 +91,8 @@ class ExportOptions:
         dense: One segment and no pruning.
         redundancy: What S_red is made of, see `PruningConfig`; None takes what the checkpoint
             says. Modules trained otherwise are taken as they are, with a notice.
-        policy: Prunes instead of ATP's modules, see `atp_export.policies`; None takes what
-            `pruning_config.json` says.
+        policy: Prunes instead of ATP's modules, or before them, see `atp_export.policy_choice`;
+            None takes what `pruning_config.json` says.
         settings: Of the policy, as JSON values.
         max_tokens: Longest sequence; None is the model's own limit.
         max_segment_bytes: See `make_plan`.
@@ -121,18 +123,21 @@ def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> 
     checkpoint = Checkpoint.open(checkpoint_path)
     spec = read_architecture(checkpoint)
     check_tensors(checkpoint, spec)
-    policy = _policy(checkpoint_path, options)
-    structure = _structure(checkpoint, policy, spec.text.layers, options)
+    choice = _choice(checkpoint_path, options)
+    structure = _structure(checkpoint, choice.decoder, spec.text.layers, options)
     config = stored = None
-    if policy is None and not options.dense:
+    if choice.modules and not options.dense:
         alone = structure is not None
         layers = spec.text.layers
         stored = _pruning_config(checkpoint_path, options.prune_at, layers, alone=alone)
     config = stored if options.redundancy is None else _ablated(stored, options.redundancy)
-    points = policy.points(spec.text.layers) if policy else atp_points(config) if config else ()
+    points = atp_points(config) if config else ()
+    if choice.decoder is not None:
+        points = choice.decoder.points(spec.text.layers)
     plan = make_plan(
         spec,
         points,
+        choice.vision.plan(spec.vision) if choice.vision else None,
         precision=options.precision,
         dialect=options.dialect,
         max_tokens=options.max_tokens,
@@ -146,30 +151,38 @@ def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> 
     return ExportJob(checkpoint, plan, bundle, modules=modules, notice=notice)
 
 
-def _policy(checkpoint: Path, options: ExportOptions) -> Policy | None:
-    """What was asked for, or what the checkpoint says; None for ATP's modules."""
+def _choice(checkpoint: Path, options: ExportOptions) -> PolicyChoice:
+    """What was asked for, or what the checkpoint says, or ATP's modules."""
     others = ("dense", "prune_at", "redundancy")
     given = [name for name in others if getattr(options, name) not in (None, False)]
     if options.policy is not None:
-        if given:
+        choice = choose_policies(options.policy, options.settings, "--policy")
+        if given and (options.dense or not choice.modules):
             raise InputError(
                 f"--policy {options.policy} with --{given[0].replace('_', '-')}",
                 why="a policy says itself where and how tokens are dropped.",
                 fix="leave one of them away; layers are set with --set.",
             )
-        return make_policy(options.policy, options.settings, "--set")
+        return choice
     if options.settings:
         raise InputError(
             "--set without --policy",
             why="it sets what a policy has.",
-            fix=f"name the policy: {', '.join(policy_names())}.",
+            fix=f"name the policy: {', '.join((*VISION_POLICIES, *policy_names()))}.",
         )
     file = checkpoint / CONFIG_NAME
     stored = read_json(file) if file.is_file() and not given else {}
     if POLICY not in stored:
-        return None
+        return PolicyChoice(modules=True)
     settings = {name: value for name, value in stored.items() if name not in (POLICY, STRUCTURE)}
-    return make_policy(str(stored[POLICY]), settings, str(file))
+    choice = choose_policies(str(stored[POLICY]), settings, str(file))
+    if choice.modules:
+        raise InputError(
+            f"{file}: the policy {stored[POLICY]!r}",
+            why="the file of a checkpoint with ATP modules has the modules' own settings.",
+            fix="leave the policy away there, and give --policy.",
+        )
+    return choice
 
 
 def _structure(

@@ -13,6 +13,7 @@ from atp_export.job import ExportJob
 from atp_export.layout import EMBEDDING_FILE, PROCESSOR_DIRECTORY, PRUNING_FILE
 from atp_export.plan import DTYPE_NAMES
 from atp_export.versions import package_versions
+from atp_export.vision_plan import VisionPlan
 from atp_export.workspace import Workspace, write_atomically
 from atp_models.architecture import TextSpec, VisionSpec
 from atp_runtime.manifest import (
@@ -41,7 +42,8 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
     segments, heads = job.plan.segments, job.plan.heads
     quantisation = _quantisation(job, workspace, stages)
     opsets = {name: _opset(name, quantisation) for name in job.plan.dialects}
-    order = ["vision", *(segment.name for segment in segments), *(head.name for head in heads)]
+    later = (*(segment.name for segment in segments), *(head.name for head in heads))
+    order = ["vision", "projector", *later]
     manifest = Manifest(
         format=FORMAT,
         schema_version=SCHEMA_VERSION,
@@ -49,7 +51,7 @@ def write_manifest(job: ExportJob, workspace: Workspace) -> Manifest:
         dialect=job.plan.dialect,
         opset=opsets[job.plan.dialect],
         text=text_model(spec.text, job.plan.axes["tokens"].maximum),
-        vision=_vision_model(spec.vision, spec.image_token_id),
+        vision=_vision_model(spec.vision, spec.image_token_id, job.plan.vision),
         embedding=Embedding(EMBEDDING_FILE, DTYPE_NAMES[job.plan.dtype]),
         axes=job.plan.axes,
         stages=tuple(sorted(stages, key=lambda stage: order.index(stage.name))),
@@ -101,7 +103,7 @@ def text_model(spec: TextSpec, longest: int) -> TextModel:
     )
 
 
-def _vision_model(spec: VisionSpec, image_token_id: int) -> VisionModel:
+def _vision_model(spec: VisionSpec, image_token_id: int, plan: VisionPlan | None) -> VisionModel:
     return VisionModel(
         image_size=spec.image_size,
         grid=spec.grid,
@@ -109,4 +111,5 @@ def _vision_model(spec: VisionSpec, image_token_id: int) -> VisionModel:
         prefix_tokens=spec.prefix_tokens,
         skipped_patches=spec.skipped_patches,
         image_token_id=image_token_id,
+        pruning=plan.pruning if plan else None,
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from atp_export.vision_plan import VisionPlan
 from atp_models.architecture import ModelSpec, TextSpec
 from atp_models.pruning_config import check_layers
 from atp_models.structure import check_structure
@@ -68,6 +69,7 @@ class ExportPlan:
         axes: Ranges of the named axes of the manifest.
         stored_bytes: Of the weights that stay integers, by canonical name.
         structure: Which work visual tokens are spared; None is none.
+        vision: What thins out an image's tokens before the decoder, if anything does.
     """
 
     spec: ModelSpec
@@ -78,6 +80,7 @@ class ExportPlan:
     axes: dict[str, AxisRange]
     stored_bytes: Mapping[str, int] = field(default_factory=dict)
     structure: Structure | None = None
+    vision: VisionPlan | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,6 +101,7 @@ class ExportPlan:
 def make_plan(  # noqa: PLR0913
     spec: ModelSpec,
     points: Sequence[PruningPoint] = (),
+    vision: VisionPlan | None = None,
     *,
     precision: str,
     dialect: str,
@@ -112,6 +116,7 @@ def make_plan(  # noqa: PLR0913
     Args:
         spec: The model.
         points: Where and how visual tokens are dropped, ascending; the decoder is cut there.
+        vision: What thins them out before.
         precision: "fp32" or "fp16".
         dialect: "portable", "native" or "both".
         cut_at: Further layers before which it is cut, though nothing is pruned there.
@@ -148,8 +153,25 @@ def make_plan(  # noqa: PLR0913
     )
     dialects = BOTH_DIALECTS if dialect == "both" else (dialect,)
     heads = _heads(spec.text, max_segment_bytes, DTYPES[precision])
-    axes = _axes(spec, longest) | _structure_axes(spec, longest, structure)
-    return ExportPlan(spec, precision, dialects, segments, heads, axes, stored_bytes, structure)
+    _check_counts(points, vision)
+    axes = _axes(spec, longest, vision) | _structure_axes(spec, longest, structure)
+    return ExportPlan(
+        spec, precision, dialects, segments, heads, axes, stored_bytes, structure, vision
+    )
+
+
+def _check_counts(points: Sequence[PruningPoint], vision: VisionPlan | None) -> None:
+    """Refuses points that would find fewer tokens than they are to keep."""
+    if vision is None:
+        return
+    most = vision.pruning.most
+    for point in points:
+        if int(point.parameters.get("keep", 0)) >= most:
+            raise InputError(
+                f"{point.parameters['keep']} tokens are to stay before layer {point.before_layer}",
+                why=f"the rule {vision.pruning.rule!r} before the decoder leaves {most} at most.",
+                fix="keep fewer there, or more before the decoder.",
+            )
 
 
 def _cut(
@@ -232,15 +254,18 @@ def _heads(text: TextSpec, most: int | None, dtype: torch.dtype) -> tuple[HeadPl
     )
 
 
-def _axes(spec: ModelSpec, longest: int) -> dict[str, AxisRange]:
+def _axes(spec: ModelSpec, longest: int, vision: VisionPlan | None) -> dict[str, AxisRange]:
+    visual = vision.pruning.most if vision else spec.vision.tokens
     # A prompt of one image and a question is what engines are tuned for.
-    typical = min(longest, spec.vision.tokens + 64)
+    typical = min(longest, visual + 64)
+    selected = {"selected": AxisRange(1, visual, visual)} if vision and vision.cut else {}
     return {
         "tokens": AxisRange(1, typical, longest),
         "kept": AxisRange(1, typical, longest),
         "past": AxisRange(0, 0, longest),
         "rows": AxisRange(1, min(64, longest), longest),
-        "images": AxisRange(1, 1, max(1, longest // max(1, spec.vision.tokens))),
+        "images": AxisRange(1, 1, max(1, longest // max(1, visual))),
+        **selected,
     }
 
 
@@ -270,4 +295,5 @@ def plan_summary(plan: ExportPlan) -> dict[str, Any]:
         "heads": [asdict(head) for head in plan.heads],
         "axes": {name: asdict(axis) for name, axis in plan.axes.items()},
         **structure,
+        "vision": asdict(plan.vision) if plan.vision else None,
     }

@@ -1,8 +1,9 @@
 """Pruning policies that need no training: where, by which rule, whom the scorer asks.
 
-Each is written from its paper. A policy is a frozen dataclass of its settings; adding one is a
-class and a line in `POLICIES`. The graphs are the same for all: their scorers give two scores per
-token, and what becomes of them is the runtime's business.
+Those before the decoder are in `atp_export.vision_policies`. Each is written from its paper. A
+policy is a frozen dataclass of its settings; adding one is a class and a line in `POLICIES`. The
+graphs are the same for all: their scorers give two scores per token, and what becomes of them is
+the runtime's business.
 """
 
 from __future__ import annotations

@@ -8,11 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atp_export.plan import DTYPE_NAMES, ExportPlan
+from atp_export.vision_plan import VisionPlan
 from atp_models.architecture import ModelSpec
 from atp_runtime.manifest import TensorSpec
 from atp_runtime.structure import MASKED, Structure
 from atp_runtime.structure_rows import Blocks
-from atp_runtime.tensor_names import PLACES, ROWS, SCORES, WINDOW, cache_names
+from atp_runtime.tensor_names import (
+    IMAGE_FEATURES,
+    KEYS,
+    MEAN_KEYS,
+    PATCH_FEATURES,
+    PLACES,
+    ROWS,
+    SCORES,
+    WINDOW,
+    cache_names,
+)
 
 FLOAT, INDEX = "float32", "int64"
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
@@ -26,13 +37,40 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
 
 
-def vision_signature(spec: ModelSpec, dtype: str) -> Signature:
-    """Images [images, 3, height, width] to T [images, tokens, hidden]."""
-    height, width = spec.vision.image_size
-    features = ("images", spec.vision.tokens, spec.text.hidden)
+def vision_signature(spec: ModelSpec, dtype: str, plan: VisionPlan | None = None) -> Signature:
+    """Images [images, 3, height, width] to T [images, tokens, hidden].
+
+    Before a projector that is a stage of its own they come as T [images, tokens, width]; what a
+    rule decides by follows.
+    """
+    vision = spec.vision
+    height, width = vision.image_size
+    cut = plan is not None and plan.cut
+    name = PATCH_FEATURES if cut else IMAGE_FEATURES
+    features = (vision.tokens, vision.feature_width if cut else spec.text.hidden)
+    outputs = {name: (dtype, features), **{it: _signal(spec, it) for it in _needs(plan, name)}}
     return Signature(
         (TensorSpec("pixel_values", FLOAT, ("images", 3, height, width)),),
-        (TensorSpec("image_features", dtype, features),),
+        tuple(TensorSpec(it, kind, ("images", *shape)) for it, (kind, shape) in outputs.items()),
+    )
+
+
+def _needs(plan: VisionPlan | None, features: str) -> tuple[str, ...]:
+    return tuple(name for name in plan.needs if name != features) if plan else ()
+
+
+def _signal(spec: ModelSpec, name: str) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape of what a rule decides by, for one image."""
+    vision = spec.vision
+    widths = {KEYS: (vision.hidden,), MEAN_KEYS: (vision.hidden // vision.heads,)}
+    return FLOAT, (vision.tokens, *widths.get(name, ()))
+
+
+def projector_signature(spec: ModelSpec, dtype: str) -> Signature:
+    """What is left of an image, T [1, selected, width] to T [1, selected, hidden]."""
+    return Signature(
+        (TensorSpec(PATCH_FEATURES, dtype, (1, "selected", spec.vision.feature_width)),),
+        (TensorSpec(IMAGE_FEATURES, dtype, (1, "selected", spec.text.hidden)),),
     )
 
 
@@ -106,4 +144,7 @@ def plan_signatures(plan: ExportPlan) -> dict[str, Signature]:
         for segment in plan.segments
     }
     heads = {head.name: head_signature(spec, dtype, head.rows) for head in plan.heads}
-    return {"vision": vision_signature(spec, dtype), **segments, **heads}
+    vision = {"vision": vision_signature(spec, dtype, plan.vision)}
+    if plan.vision is not None and plan.vision.cut:
+        vision["projector"] = projector_signature(spec, dtype)
+    return {**vision, **segments, **heads}

@@ -63,8 +63,12 @@ class StageWriter:
         """Writes the small files, which may be refused, then embedding, vision, segments, head."""
         self._step("processor", self._write_processor)
         self._step("embedding", self._write_embedding)
-        vision = partial(self._write_stage, "vision", "vision", StageComposer.vision)
-        self._step("vision", vision)
+        vision = self.job.plan.vision
+        compose = partial(StageComposer.vision, plan=vision)
+        self._step("vision", partial(self._write_stage, "vision", "vision", compose))
+        if vision is not None and vision.cut:
+            write = partial(self._write_stage, "projector", "projector", StageComposer.projector)
+            self._step("projector", write)
         for segment in self.job.plan.segments:
             self._step(segment.name, partial(self._write_segment, segment))
         for head in self.job.plan.heads:

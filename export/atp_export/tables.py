@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.manifest import PruningPoint, VisionPruning
 
 
 def table(
@@ -51,6 +51,8 @@ def layer_range(layers: tuple[int, int] | None) -> str:
     return f"{first} to {last}" if first < last else f"{first}"
 
 
-def pruning(point: PruningPoint | None) -> str:
+def pruning(point: PruningPoint | VisionPruning | None) -> str:
     """What happens after a stage."""
+    if isinstance(point, VisionPruning):
+        return f"{point.rule}, at most {point.most} tokens stay"
     return f"{point.rule}, before layer {point.before_layer}" if point else ""

@@ -111,8 +111,17 @@ def trace(
 
 
 # One size per axis, different and above one: torch.export specialises on 0, 1 and equal sizes.
-EXAMPLE_SIZES = {"tokens": 11, "kept": 7, "past": 5, "rows": 3, "images": 2}
-EXAMPLE_SIZES |= {"others": 13, "visual": 17, "blocks": 19}
+EXAMPLE_SIZES = {
+    "tokens": 11,
+    "kept": 7,
+    "past": 5,
+    "rows": 3,
+    "images": 2,
+    "selected": 9,
+    "others": 13,
+    "visual": 17,
+    "blocks": 19,
+}
 
 
 def _example(argument: Argument) -> torch.Tensor:

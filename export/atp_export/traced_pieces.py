@@ -9,7 +9,17 @@ import torch
 
 from atp_export.graphs.dialects import DIALECTS
 from atp_export.graphs.pieces import AttentionScorer, DecoderLayer, Head, SegmentEntry
-from atp_export.graphs.vision import VisionEntry, VisionExit, feature_layers, vision_layer
+from atp_export.graphs.vision import (
+    ClassScorer,
+    ClassSimilarity,
+    PatchFeatures,
+    PatchKeys,
+    Projector,
+    VisionEntry,
+    VisionExit,
+    feature_layers,
+    vision_layer,
+)
 from atp_export.structured_pieces import KEY, StructuredPieces
 from atp_export.trace import Argument, Piece, trace
 from atp_models.architecture import ModelSpec
@@ -94,13 +104,49 @@ class TracedPieces:
     def vision_layer(self) -> Piece:
         """`vision_layer`."""
         build = partial(vision_layer, self.spec, self.dialect)
-        return self._trace(build, [self._patches("hidden_states")], ["hidden_states_out"])
+        outputs = ["hidden_states_out", "query", "keys"]
+        return self._trace(build, [self._patches("hidden_states")], outputs)
+
+    @cached_property
+    def class_scorer(self) -> Piece:
+        """`ClassScorer`."""
+        _, query, keys = self.vision_layer.function.outputs
+        arguments = [self._alike("query", query), self._alike("keys", keys)]
+        return self._trace(partial(ClassScorer, self.spec), arguments, ["scores"])
+
+    @cached_property
+    def keys(self) -> Piece:
+        """`PatchKeys`, heads side by side."""
+        return self._keys(mean=False)
+
+    @cached_property
+    def mean_keys(self) -> Piece:
+        """`PatchKeys`, heads averaged."""
+        return self._keys(mean=True)
+
+    @cached_property
+    def class_similarity(self) -> Piece:
+        """`ClassSimilarity`."""
+        return self._trace(partial(ClassSimilarity), self._chosen_states(), ["similarity"])
+
+    @cached_property
+    def patch_features(self) -> Piece:
+        """`PatchFeatures`."""
+        build = partial(PatchFeatures, self.spec)
+        return self._trace(build, self._chosen_states(), ["patch_features"])
+
+    @cached_property
+    def projector(self) -> Piece:
+        """`Projector`."""
+        width = self.spec.vision.feature_width
+        features = Argument("patch_features", (1, "selected", width), self.dtype)
+        return self._trace(partial(Projector, self.spec), [features], ["image_features"])
 
     @cached_property
     def vision_exit(self) -> Piece:
         """`VisionExit`."""
-        states = [self._patches(f"state_{number}") for number in feature_layers(self.spec)]
-        return self._trace(partial(VisionExit, self.spec), states, ["image_features"])
+        build = partial(VisionExit, self.spec)
+        return self._trace(build, self._chosen_states(), ["image_features"])
 
     def _trace(self, build: partial[Any], arguments: list[Argument], outputs: list[str]) -> Piece:
         name, opset = build.func.__name__, self.dialect.opset
@@ -108,6 +154,16 @@ class TracedPieces:
 
     def _cache(self, name: str, axis: str) -> Argument:
         return Argument(name, (1, axis, self.text.kv_heads, self.text.head_dim), self.dtype)
+
+    def _keys(self, *, mean: bool) -> Piece:
+        argument = self._alike("keys", self.vision_layer.function.outputs[2])
+        return self._trace(partial(PatchKeys, self.spec, mean=mean), [argument], ["patch_keys"])
+
+    def _chosen_states(self) -> list[Argument]:
+        return [self._patches(f"state_{number}") for number in feature_layers(self.spec)]
+
+    def _alike(self, name: str, value: Any) -> Argument:
+        return Argument(name, ("images", *value.shape[1:]), self.dtype)
 
     def _patches(self, name: str) -> Argument:
         # How many patches there are, class token included, only the tower knows.

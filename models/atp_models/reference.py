@@ -10,13 +10,14 @@ Everything is float32, one sequence at a time, on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, LlavaForConditionalGeneration
 from transformers.initialization import no_init_weights
 
@@ -37,11 +38,36 @@ class VisionStep:
     Attributes:
         states: Hidden states entering each layer of the tower, and those leaving the last:
             [images, patches, width].
+        chosen: Those of them that features are taken of, side by side: [images, patches, width].
         features: [images, tokens, hidden].
+        layers: What attention computes in each layer.
     """
 
     states: tuple[Tensor, ...]
+    chosen: Tensor
     features: Tensor
+    layers: tuple[TowerLayer, ...]
+
+    @property
+    def selected(self) -> Tensor:
+        """What the projector takes: [images, tokens, width]."""
+        return self.chosen[:, -self.features.shape[1] :]
+
+
+@dataclass(frozen=True, eq=False)
+class TowerLayer:
+    """What the attention of a tower's layer computes.
+
+    Attributes:
+        first_row: Its weights of the first position, a class token where there is one, heads
+            averaged: [images, patches].
+        keys: [images, patches, heads * head_dim].
+        heads: How many there are.
+    """
+
+    first_row: Tensor
+    keys: Tensor
+    heads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +154,19 @@ class LlavaReference:
         return see(self.model.model, pixel_values)
 
     @torch.inference_mode()
+    def project(self, selected: Tensor) -> Tensor:
+        """Image features [images, tokens, hidden] of what the projector takes."""
+        features: Tensor = self.model.model.multi_modal_projector(selected)
+        return features
+
+    @torch.inference_mode()
     def embed(self, ids: Tensor, image_features: Tensor | None = None) -> Tensor:
         """The decoder's input [1, tokens, hidden].
 
         Args:
             ids: int64 [tokens], a placeholder for each image feature.
-            image_features: [images, tokens, hidden], or None without images.
+            image_features: [images, tokens, hidden], or of all images [1, tokens, hidden], or None
+                without images.
         """
         hidden: Tensor = self.model.get_input_embeddings()(ids.unsqueeze(0))
         if image_features is None:
@@ -163,17 +196,21 @@ class DenseRun:
             ids: int64 [tokens], a placeholder for each image feature.
             pixel_values: [images, 3, height, width], or None without images.
         """
+        return self._run(len(ids), input_ids=ids.unsqueeze(0), pixel_values=pixel_values)
+
+    @torch.inference_mode()
+    def embedded(self, hidden: Tensor) -> DenseStep:
+        """Runs a prompt [1, tokens, hidden], see `LlavaReference.embed`."""
+        return self._run(hidden.shape[1], inputs_embeds=hidden)
+
+    def _run(self, tokens: int, **inputs: Tensor | None) -> DenseStep:
         logits = self._model(
-            input_ids=ids.unsqueeze(0),
-            pixel_values=pixel_values,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
+            **inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1
         ).logits
         layers = self._cache.layers
         # Copies: the cache is replaced by a longer one with the next chunk.
         keys, values = (
-            tuple(kv[:, :, -len(ids) :].transpose(1, 2).clone() for kv in cached)
+            tuple(kv[:, :, -tokens:].transpose(1, 2).clone() for kv in cached)
             for cached in ([x.keys for x in layers], [x.values for x in layers])
         )
         return DenseStep(logits[:, -1], keys, values)
@@ -234,6 +271,33 @@ class PrunedRun:
 
 @torch.inference_mode()
 def see(model: Any, pixel_values: Tensor) -> VisionStep:
-    """Runs the vision tower and the projector of a `LlavaModel`."""
-    outputs = model.get_image_features(pixel_values, output_hidden_states=True)
-    return VisionStep(tuple(outputs.hidden_states), torch.stack(tuple(outputs.pooler_output)))
+    """Runs the vision tower and the projector of a `LlavaModel` whose attention is `ATTENTION`."""
+    with _watch_tower(model.vision_tower) as layers:
+        outputs = model.get_image_features(pixel_values, output_hidden_states=True)
+    states, used = tuple(outputs.hidden_states), model.config.vision_feature_layer
+    chosen = [states[layer] for layer in ([used] if isinstance(used, int) else used)]
+    features = torch.stack(tuple(outputs.pooler_output))
+    return VisionStep(states, torch.cat(chosen, dim=-1), features, tuple(layers))
+
+
+@contextmanager
+def _watch_tower(tower: nn.Module) -> Iterator[list[TowerLayer]]:
+    """Collects what the attention of each layer computes, in the order they run."""
+    layers: list[TowerLayer] = []
+    keys: list[Tensor] = []
+
+    def attended(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
+        weights = output[1]
+        layers.append(TowerLayer(weights[:, :, 0].mean(1), keys.pop(), weights.shape[1]))
+
+    hooks = []
+    for name, module in tower.named_modules():
+        if name.endswith(".k_proj"):
+            attention = tower.get_submodule(name.removesuffix(".k_proj"))
+            hooks.append(module.register_forward_hook(lambda _m, _i, out: keys.append(out)))
+            hooks.append(attention.register_forward_hook(attended))
+    try:
+        yield layers
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -52,6 +52,17 @@ class VisionSpec:
     layers: int
     heads: int
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether its first position is no patch."""
+        return self.family != "siglip"
+
+    @property
+    def feature_width(self) -> int:
+        """Width of what the projector gets: of all hidden states that are used."""
+        layers = 1 if isinstance(self.feature_layer, int) else len(self.feature_layer)
+        return layers * self.hidden
+
 
 def refuse_other_towers(checkpoint: Checkpoint) -> None:
     """Refuses vision towers that are not supported, before parsing."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import VisionModel
+from atp_runtime.image_tokens import Places
 from atp_runtime.selection import IndexArray, VisualTokens
 
 
@@ -39,33 +40,34 @@ class Chunk:
         return cls(none, none, none)
 
     @classmethod
-    def from_ids(cls, ids: npt.ArrayLike, vision: VisionModel, first_image: int = 0) -> Chunk:
+    def from_ids(
+        cls, ids: npt.ArrayLike, placeholder: int, images: Sequence[Places], first_image: int = 0
+    ) -> Chunk:
         """A chunk whose visual tokens are the image placeholders among `ids`.
 
         Args:
-            ids: int64 [N], with `vision.tokens` placeholders for each image.
-            vision: How the features of an image lie on it.
+            ids: int64 [N], with as many placeholders for each image as it has tokens.
+            placeholder: Its id.
+            images: Where the tokens of each image lie.
             first_image: The images that earlier chunks of the conversation had.
 
         Raises:
-            InputError: The placeholders are no whole number of images.
+            InputError: There are more or fewer placeholders than tokens.
         """
-        places = np.asarray(ids, dtype=np.int64) == vision.image_token_id
-        images, rest = divmod(int(places.sum()), vision.tokens)
-        if rest:
+        at = np.asarray(ids, dtype=np.int64) == placeholder
+        counts = [len(places) for places in images]
+        if int(at.sum()) != sum(counts):
             raise InputError(
-                f"{images * vision.tokens + rest} image placeholders in the prompt",
-                why=f"an image has {vision.tokens}.",
-                fix=f"do not write the placeholder (token id {vision.image_token_id}) into the "
-                "question.",
+                f"{int(at.sum())} image placeholders in the prompt",
+                why=f"{len(images)} image(s) have {sum(counts)} tokens.",
+                fix=f"do not write the placeholder (token id {placeholder}) into the question.",
             )
-        patch = np.arange(vision.tokens) - vision.prefix_tokens + vision.skipped_patches
-        row, column = np.divmod(patch, vision.grid[1])
-        row[: vision.prefix_tokens] = column[: vision.prefix_tokens] = -1
-        chunk = np.full((3, len(places)), -1, dtype=np.int64)
-        chunk[0, places] = np.repeat(np.arange(first_image, first_image + images), vision.tokens)
-        chunk[1, places] = np.tile(row, images)
-        chunk[2, places] = np.tile(column, images)
+        chunk = np.full((3, len(at)), -1, dtype=np.int64)
+        if images:
+            numbers = range(first_image, first_image + len(images))
+            chunk[0, at] = np.repeat(numbers, counts)
+            chunk[1, at] = np.concatenate([places.row for places in images])
+            chunk[2, at] = np.concatenate([places.column for places in images])
         return cls(*chunk)
 
     def __len__(self) -> int:

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from atp_runtime.chunk import Chunk
 from atp_runtime.decoder import SegmentedDecoder
@@ -22,6 +20,7 @@ from atp_runtime.decoder_results import DecoderState, PrefillResult
 from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.errors import InputError
 from atp_runtime.history import History
+from atp_runtime.image_tokens import ImageTokens
 from atp_runtime.manifest import Manifest
 from atp_runtime.selection import FloatArray, SelectTokens, keeps_all
 
@@ -30,16 +29,15 @@ CAPACITY_STEP = 256
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """What the decoder gets of an image.
+    """An image of the session.
 
     Attributes:
-        number: Tells the image from all others of the session, also from those of turns that
-            failed.
-        values: T [tokens, hidden].
+        number: Tells it from all others of the session, also from those of turns that failed.
+        tokens: What the decoder gets of it.
     """
 
     number: int
-    values: npt.NDArray[Any]
+    tokens: ImageTokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +71,7 @@ class Context:
     def __init__(
         self, manifest: Manifest, embedding: EmbeddingTable, decoder: SegmentedDecoder
     ) -> None:
-        self._vision = manifest.vision
+        self._placeholder = manifest.vision.image_token_id
         self._text = manifest.text
         self._embedding = embedding
         self._decoder = decoder
@@ -91,17 +89,20 @@ class Context:
         self._begun = False
         self._decoder.rewind(self._history.cut(0))
 
-    def check_fits(self, ids: Sequence[int]) -> None:
+    def check_fits(self, ids: Sequence[int], images: int) -> None:
         """Makes sure that the model has positions for a prompt.
+
+        Args:
+            ids: As for `prefill`.
+            images: How many it is about.
 
         Raises:
             InputError: The prompt is longer.
         """
-        limit, visual = self._text.max_positions, ids.count(self._vision.image_token_id)
+        limit, visual = self._text.max_positions, ids.count(self._placeholder)
         if len(ids) > limit:
             raise InputError(
-                f"the prompt has {len(ids)} tokens, {visual} of them for "
-                f"{visual // self._vision.tokens} image(s)",
+                f"the prompt has {len(ids)} tokens, {visual} of them for {images} image(s)",
                 why=f"the model has {limit} positions; the whole conversation counts, and so do "
                 "visual tokens that are pruned.",
                 fix="shorten the question, use fewer images, or begin a new conversation.",
@@ -120,7 +121,7 @@ class Context:
         If it fails, the caches still serve what this prompt has in common with former ones.
 
         Args:
-            ids: The whole conversation, one placeholder per image feature.
+            ids: The whole conversation, one placeholder per token of an image.
             images: Of the whole conversation.
             select: Asked at every pruning point which visual tokens stay.
             max_new_tokens: Longest answer to come; the caches get room for it.
@@ -130,19 +131,20 @@ class Context:
             MachineError: Memory does not suffice.
             CheckFailedError: Scores are not finite.
         """
-        placeholder = self._vision.image_token_id
         keys = self._keys(ids, images)
         whole = keeps_all(select)
         # What an earlier conversation left is not pruned; a rule that prunes starts afresh.
         reused = self._reusable(keys) if whole or self._begun else 0
         self._decoder.rewind(self._history.cut(reused))
         new = ids[reused:]
-        first_image = ids[:reused].count(placeholder) // self._vision.tokens
-        chunk = Chunk.from_ids(new, self._vision, first_image)
-        features = [image.values for image in images[first_image:]]
-        stacked = np.stack(features) if features else np.empty((0, 0, self._text.hidden))
+        first_image = _whole_images(images, ids[:reused].count(self._placeholder))
+        shown = [image.tokens for image in images[first_image:]]
+        places = [tokens.places for tokens in shown]
+        chunk = Chunk.from_ids(new, self._placeholder, places, first_image)
+        none = np.empty((0, self._text.hidden))
         began = perf_counter()
-        hidden = self._embedding.splice(new, stacked, placeholder)
+        features = np.concatenate([tokens.values for tokens in shown]) if shown else none
+        hidden = self._embedding.splice(new, features, self._placeholder)
         embedding_seconds = perf_counter() - began
         self._decoder.grow(self._capacity(len(ids) + max_new_tokens))
         result = self._decoder.prefill(hidden, chunk, select)
@@ -169,10 +171,15 @@ class Context:
 
     def _keys(self, ids: Sequence[int], images: Sequence[ImageFeatures]) -> list[int]:
         """For `History`: visual tokens are told apart by their image, below all ids."""
-        numbers = iter(np.repeat([-1 - image.number for image in images], self._vision.tokens))
-        placeholder = self._vision.image_token_id
-        return [int(next(numbers)) if token == placeholder else token for token in ids]
+        numbers = (-1 - image.number for image in images for _ in range(len(image.tokens)))
+        return [next(numbers) if token == self._placeholder else token for token in ids]
 
     def _capacity(self, tokens: int) -> int:
         needed = min(tokens, self._text.max_positions)
         return -(-needed // CAPACITY_STEP) * CAPACITY_STEP
+
+
+def _whole_images(images: Sequence[ImageFeatures], visual: int) -> int:
+    """How many of them the first `visual` visual tokens are."""
+    ends = np.cumsum([len(image.tokens) for image in images])
+    return int(np.searchsorted(ends, visual, side="right"))

@@ -124,11 +124,12 @@ class Conversation:
         if isinstance(model.select, DeadlineSelectors):
             model.select.begin(began)
         asked = self._transcript.add("user", question, len(images))
-        ids = model.writer.ids(asked.messages)
-        context.check_fits(ids)
+        draft = model.writer.draft(asked.messages)
         photos = [it if isinstance(it, Photo) else model.vision.read(it) for it in images]
         prepared = perf_counter()
         asked = self._with_photos(asked, photos)
+        ids = model.writer.ids(draft, [len(image.tokens) for image in asked.features])
+        context.check_fits(ids, len(asked.photos))
         seen = perf_counter()
         prefill = context.prefill(
             ids, asked.features, model.select, max_new_tokens=options.max_new_tokens

@@ -70,7 +70,7 @@ class EmbeddingTable:
 
         Args:
             ids: int64 [N], with one placeholder per feature.
-            image_features: T [images, tokens, hidden]; images may be 0.
+            image_features: T [features, hidden] of all images; may be none.
             image_token_id: The placeholder. It need not have a row in the table.
 
         Returns:
@@ -82,16 +82,15 @@ class EmbeddingTable:
         """
         wanted = np.asarray(ids, dtype=np.int64)
         places = wanted == image_token_id
-        count, features = int(places.sum()), image_features.reshape(-1, self._table.shape[1])
-        if count != len(features):
-            images = len(image_features)
+        count = int(places.sum())
+        if count != len(image_features):
             raise InputError(
-                f"{count} image placeholders in the prompt, {len(features)} image features",
-                why=f"each feature of {images} image(s) takes the place of one placeholder.",
+                f"{count} image placeholders in the prompt, {len(image_features)} image features",
+                why="each feature takes the place of one placeholder.",
                 fix="name each image once in the prompt, and do not write the placeholder "
                 f"(token id {image_token_id}) into the question.",
             )
-        hidden = np.empty((1, len(wanted), features.shape[1]), dtype=self._table.dtype)
+        hidden = np.empty((1, len(wanted), self._table.shape[1]), dtype=self._table.dtype)
         hidden[0, ~places] = self.rows(wanted[~places])
-        hidden[0, places] = features
+        hidden[0, places] = image_features
         return hidden

@@ -10,6 +10,7 @@ without one is not a bundle. Every dimension that changes between calls is a nam
 * `rows`: T, the text tokens whose attention the scorer averages
 * `images`: the images of one call of the vision stage
 * `others`, `visual`, `blocks`: rows that are told apart, see `atp_runtime.structure_rows`
+* `selected`: what is left of an image before a projector that is a stage of its own
 """
 
 from __future__ import annotations
@@ -84,9 +85,10 @@ class Stage:
     """One graph: `vision`, `segment_0` ... or `head`.
 
     Attributes:
-        name: Unique in the bundle: `vision`, `segment_0` ..., and `head`, or `head_0` ... where
-            the head is cut along the vocabulary.
-        kind: "vision", "segment" or "head".
+        name: Unique in the bundle: `vision`, `projector` where a rule stands before it,
+            `segment_0` ..., and `head`, or `head_0` ... where the head is cut along the
+            vocabulary.
+        kind: "vision", "projector", "segment" or "head".
         graph: The ONNX file, relative to the bundle.
         data: Files with its weights, relative to the bundle.
         inputs: In the graph's order.
@@ -128,6 +130,23 @@ class TextModel:
 
 
 @dataclass(frozen=True)
+class VisionPruning:
+    """What happens between the vision tower and the decoder.
+
+    Attributes:
+        rule: Name of the rule, see `atp_runtime.vision_rules`.
+        parameters: The rule's numbers, by name.
+        most: Tokens of an image that it leaves at most.
+        layer: The tower's layer (0-indexed) whose attention and keys it decides by, if it does.
+    """
+
+    rule: str
+    parameters: Mapping[str, Any]
+    most: int
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
 class VisionModel:
     """What the vision stage takes and how its features lie on the photo.
 
@@ -138,6 +157,7 @@ class VisionModel:
         prefix_tokens: Features before the grid (a class token), which have no place on it.
         skipped_patches: Patches missing at the grid's beginning.
         image_token_id: The prompt's placeholder that features replace.
+        pruning: What thins them out before the decoder, if anything does.
     """
 
     image_size: tuple[int, int]
@@ -146,6 +166,12 @@ class VisionModel:
     prefix_tokens: int
     skipped_patches: int
     image_token_id: int
+    pruning: VisionPruning | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of an image that reach the decoder, at most."""
+        return self.pruning.most if self.pruning else self.tokens
 
 
 @dataclass(frozen=True)
@@ -284,6 +310,11 @@ class Manifest:
                 return stage
         names = ", ".join(stage.name for stage in self.stages)
         raise InputError(f"no stage {name!r}", why=f"the bundle has {names}.", fix=_REBUILD)
+
+    @property
+    def projector(self) -> Stage | None:
+        """The projector, where it is a stage of its own."""
+        return next((stage for stage in self.stages if stage.kind == "projector"), None)
 
     @property
     def segments(self) -> tuple[Stage, ...]:

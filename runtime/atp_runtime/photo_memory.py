@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
-from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy.typing as npt
-
 from atp_runtime.context import ImageFeatures
+from atp_runtime.image_tokens import ImageTokens
 from atp_runtime.vision import Photo
 
 
@@ -17,10 +15,10 @@ class PhotoMemory:
     """The features of photos; they are forgotten together with the photo.
 
     Args:
-        encode: The vision stage: a photo's features, T [tokens, hidden].
+        encode: The vision stages: what the decoder gets of a photo.
     """
 
-    def __init__(self, encode: Callable[[Photo], npt.NDArray[Any]]) -> None:
+    def __init__(self, encode: Callable[[Photo], ImageTokens]) -> None:
         self._encode = encode
         self._numbers = count()
         self._features: WeakKeyDictionary[Photo, ImageFeatures] = WeakKeyDictionary()

@@ -51,18 +51,23 @@ class PointView:
     """The patches that are left after a pruning point.
 
     Attributes:
-        layer: The decoder layer (0-indexed) that dropped patches no longer enter.
+        layer: The decoder layer (0-indexed) that dropped patches no longer enter; None where
+            they never enter the decoder.
         kept: bool [rows, columns] of the patch grid.
+        merged: Tokens beside them that are averages of several patches.
     """
 
-    layer: int
+    layer: int | None
     kept: npt.NDArray[np.bool_]
+    merged: int = 0
 
     @property
     def caption(self) -> str:
         """The line above the panel."""
         count, total = int(self.kept.sum()), self.kept.size
-        return f"layer {self.layer}: {count} of {total} kept ({_percent(count, total)})"
+        where = "decoder" if self.layer is None else f"layer {self.layer}"
+        more = f", {self.merged} merged" if self.merged else ""
+        return f"{where}: {count} of {total} kept ({_percent(count, total)}){more}"
 
 
 def draw_pruning(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from atp_runtime.chat import ChatTemplate, ImagePart, Message
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import VisionModel
 from atp_runtime.tokenizer import Tokenizer
 
 
@@ -16,28 +15,43 @@ class PromptWriter:
     Args:
         template: The checkpoint's.
         tokenizer: The checkpoint's.
-        vision: How many features an image has, and the id of their placeholder.
+        image_token_id: The placeholder of images.
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, vision: VisionModel) -> None:
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, image_token_id: int) -> None:
         self._template = template
         self._tokenizer = tokenizer
-        self._vision = vision
+        self._image_token_id = image_token_id
 
-    def ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids up to where the answer begins, one placeholder per image feature.
+    def draft(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids up to where the answer begins, one placeholder per image.
 
         Raises:
             InputError: The template refuses the conversation, or does not place every image.
         """
-        text = self._template.render(messages, add_generation_prompt=True)
-        images = sum(isinstance(part, ImagePart) for it in messages for part in it.content)
-        return expand_images(
-            self._tokenizer.encode_prompt(text),
-            self._vision.image_token_id,
-            self._vision.tokens,
-            images,
+        ids = self._tokenizer.encode_prompt(
+            self._template.render(messages, add_generation_prompt=True)
         )
+        images = sum(isinstance(part, ImagePart) for it in messages for part in it.content)
+        places = ids.count(self._image_token_id)
+        if places != images:
+            raise InputError(
+                f"the prompt has {places} image placeholder(s) for {images} image(s)",
+                why=f"each image takes the place of one token {self._image_token_id}, and nothing "
+                "says where the others belong.",
+                fix="ask without photos, or use a bundle whose chat template has a place for every "
+                "photo and whose tokenizer knows the placeholder.",
+            )
+        return ids
+
+    def ids(self, draft: Sequence[int], counts: Sequence[int]) -> list[int]:
+        """A draft with one placeholder per token of its images.
+
+        Args:
+            draft: From `draft`.
+            counts: Tokens of each image, in order.
+        """
+        return expand_images(draft, self._image_token_id, counts)
 
     def check_text(self, text: str, name: str) -> None:
         """Makes sure that a text cannot be taken for an image.
@@ -65,32 +79,18 @@ class PromptWriter:
         return answer.replace(placeholder, _spaced(placeholder))
 
 
-def expand_images(
-    ids: Sequence[int], image_token_id: int, tokens_per_image: int, images: int
-) -> list[int]:
-    """Replaces each image's single placeholder by one per image feature.
+def expand_images(ids: Sequence[int], image_token_id: int, counts: Sequence[int]) -> list[int]:
+    """Replaces each image's single placeholder by one per token of the image.
 
     Args:
         ids: Token ids of a rendered conversation.
         image_token_id: The placeholder.
-        tokens_per_image: Image features per image.
-        images: Images the conversation has.
-
-    Raises:
-        InputError: The prompt has more or fewer placeholders than there are images.
+        counts: Tokens of each image, in order; as many images as placeholders.
     """
-    places = sum(token == image_token_id for token in ids)
-    if places != images:
-        raise InputError(
-            f"the prompt has {places} image placeholder(s) for {images} image(s)",
-            why=f"each image takes the place of one token {image_token_id}, and nothing says "
-            "where the others belong.",
-            fix="ask without photos, or use a bundle whose chat template has a place for every "
-            "photo and whose tokenizer knows the placeholder.",
-        )
+    following = iter(counts)
     expanded: list[int] = []
     for token in ids:
-        expanded += [token] * (tokens_per_image if token == image_token_id else 1)
+        expanded += [token] * (next(following) if token == image_token_id else 1)
     return expanded
 
 

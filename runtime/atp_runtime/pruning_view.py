@@ -1,4 +1,4 @@
-"""Which patches of a photo were left after each pruning point of an answer, as a picture."""
+"""Which patches of a photo were left behind each rule of an answer, as a picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import numpy as np
 from PIL import Image
 
 from atp_runtime.answer import Answer
+from atp_runtime.chunk import Chunk
+from atp_runtime.manifest import VisionModel
 from atp_runtime.picture import PointView, draw_pruning
+from atp_runtime.selection import IndexArray
 
 
 def pruned_images(answer: Answer) -> tuple[int, ...]:
@@ -14,25 +17,32 @@ def pruned_images(answer: Answer) -> tuple[int, ...]:
     return tuple(int(number) for number in np.unique(answer.chunk.image) if number >= 0)
 
 
-def point_views(answer: Answer, image: int, grid: tuple[int, int]) -> list[PointView]:
-    """One view per pruning point of one image.
+def point_views(answer: Answer, image: int, vision: VisionModel) -> list[PointView]:
+    """One view of an image per pruning point, and one before if a rule stands before the decoder.
 
     Args:
         answer: Of a turn that had the image.
         image: Its number in the conversation.
-        grid: Rows and columns of patches.
+        vision: The bundle's.
     """
-    chunk, views = answer.chunk, []
-    for point in answer.points:
-        mine = point.kept[chunk.image[point.kept] == image]
-        placed = mine[chunk.row[mine] >= 0]
-        kept = np.zeros(grid, dtype=np.bool_)
-        kept[chunk.row[placed], chunk.column[placed]] = True
-        views.append(PointView(point.before_layer, kept))
-    return views
+    everything = np.arange(len(answer.chunk))
+    before = [_view(answer.chunk, image, vision, everything, None)] if vision.pruning else []
+    points = answer.points
+    return before + [_view(answer.chunk, image, vision, it.kept, it.before_layer) for it in points]
 
 
-def draw_answer(answer: Answer, image: int, grid: tuple[int, int]) -> Image.Image:
-    """The photo, once as the model sees it and once per pruning point."""
+def draw_answer(answer: Answer, image: int, vision: VisionModel) -> Image.Image:
+    """The photo, once as the model sees it and once per rule."""
     photo = answer.photos[image]
-    return draw_pruning(photo.image, photo.view, grid, point_views(answer, image, grid))
+    views = point_views(answer, image, vision)
+    return draw_pruning(photo.image, photo.view, vision.grid, views)
+
+
+def _view(
+    chunk: Chunk, image: int, vision: VisionModel, alive: IndexArray, layer: int | None
+) -> PointView:
+    mine = alive[chunk.image[alive] == image]
+    placed = mine[chunk.row[mine] >= 0]
+    kept = np.zeros(vision.grid, dtype=np.bool_)
+    kept[chunk.row[placed], chunk.column[placed]] = True
+    return PointView(layer, kept, len(mine) - len(placed) if vision.pruning else 0)

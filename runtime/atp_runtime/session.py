@@ -59,7 +59,7 @@ class Session:
             self.model = Model(
                 bundle.manifest,
                 tokenizer,
-                PromptWriter(template, tokenizer, bundle.manifest.vision),
+                PromptWriter(template, tokenizer, bundle.manifest.vision.image_token_id),
                 vision,
                 PhotoMemory(vision.encode),
                 decoder,

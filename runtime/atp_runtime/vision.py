@@ -1,22 +1,22 @@
-"""From photos to image features: preprocessing and the vision stage."""
+"""From photos to what the decoder gets of them: preprocessing and the vision stages."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from atp_runtime.backends.base import Backend, item_size
+from atp_runtime.backends.base import Backend
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError
+from atp_runtime.image_tokens import ImageTokens
 from atp_runtime.images import load_image
 from atp_runtime.preprocess import ImageProcessor, ImageView, PreprocessedImage
 from atp_runtime.text_files import read_json_if_present
+from atp_runtime.vision_stages import VisionStages
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,32 +35,28 @@ class Photo:
 
 
 class VisionEncoder:
-    """The bundle's image processor and vision stage.
+    """The bundle's image processor and vision stages.
 
     Args:
         bundle: An opened bundle.
-        backend: What runs the stage.
+        backend: What runs the stages.
 
     Raises:
-        InputError: The processor's file is missing or of an unknown kind, or the graph cannot
-            be loaded.
+        InputError: The processor's file is missing or of an unknown kind, a graph cannot be
+            loaded, or the rule behind the tower cannot be used.
         MachineError: Memory does not suffice.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         manifest = bundle.manifest
-        self._backend = backend
         self._model = manifest.vision
         file = image_processor_file(bundle.path(manifest.processor))
         self._processor = ImageProcessor.from_file(file)
-        stage = manifest.stage("vision")
-        self._stage = backend.load(bundle, stage)
-        self._features = (1, manifest.vision.tokens, manifest.text.hidden)
-        self._dtype = stage.outputs[0].dtype
+        self._stages = VisionStages(bundle, backend)
 
     def close(self) -> None:
-        """Gives the stage back."""
-        self._stage.close()
+        """Gives the stages back."""
+        self._stages.close()
 
     def read(self, source: str | Path | Image.Image) -> Photo:
         """Loads and preprocesses one image.
@@ -74,14 +70,13 @@ class VisionEncoder:
         self._check_size(processed)
         return Photo(image, processed.view, processed.pixel_values)
 
-    def encode(self, photo: Photo) -> npt.NDArray[Any]:
-        """Image features, T [tokens, hidden]."""
-        pixels = self._backend.upload(photo.pixel_values[None])
-        size = math.prod(self._features) * item_size(self._dtype)
-        features = self._backend.allocate(size).array(self._features, self._dtype)
-        self._stage.run({"pixel_values": pixels}, {"image_features": features})
-        image: npt.NDArray[Any] = self._backend.download(features)[0]
-        return image
+    def encode(self, photo: Photo) -> ImageTokens:
+        """What the decoder gets of a photo.
+
+        Raises:
+            CheckFailedError: What a rule behind the tower decides by is not finite.
+        """
+        return self._stages.tokens(photo.pixel_values)
 
     def _check_size(self, processed: PreprocessedImage) -> None:
         found, wanted = processed.pixel_values.shape[1:], self._model.image_size

@@ -14,6 +14,7 @@ from atp_runtime.bundle import Bundle
 from atp_runtime.chunk import Chunk
 from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.decoder_results import PrefillResult
+from atp_runtime.image_tokens import Places
 from atp_runtime.manifest import PruningPoint
 from atp_runtime.selection import PointSelector, Selection
 
@@ -40,7 +41,8 @@ class BundleRunner:
         chunk = Chunk.text(len(ids))
         if visual == self.manifest.vision.tokens:
             ids[16 : 16 + visual] = placeholder
-            chunk = Chunk.from_ids(ids, self.manifest.vision)
+            places = Places.whole(self.manifest.vision)
+            chunk = Chunk.from_ids(ids, placeholder, [places])
         self.decoder.reset()
         hidden = self.hidden[:, : len(ids)].astype(self.bundle.manifest.embedding.dtype)
         return self.decoder.prefill(hidden, chunk, _select(self._points(), keep))

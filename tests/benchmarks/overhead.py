@@ -20,6 +20,7 @@ from atp_runtime.bundle import Bundle
 from atp_runtime.context import ImageFeatures
 from atp_runtime.conversation import Model
 from atp_runtime.generation import GenerationOptions, generate
+from atp_runtime.image_tokens import ImageTokens, Places
 from atp_runtime.manifest import Stage
 from atp_runtime.session import Session
 
@@ -124,7 +125,8 @@ def _prefill(model: Model, new_tokens: int) -> _Prefilled:
     vision = model.manifest.vision
     shape = vision.tokens, model.manifest.text.hidden
     values = 0.02 * np.random.default_rng(0).standard_normal(shape)
-    image = ImageFeatures(0, values.astype(model.manifest.embedding.dtype))
+    features = values.astype(model.manifest.embedding.dtype)
+    image = ImageFeatures(0, ImageTokens(features, Places.whole(vision)))
     ids = [_TEXT_TOKEN] * (TEXT_TOKENS // 2)
     ids = [*ids, *[vision.image_token_id] * vision.tokens, *ids]
     # A rule that prunes starts a conversation afresh, so that nothing is left to reuse.

@@ -33,6 +33,7 @@ from atp_models.random_configs import tiny_config
 from atp_runtime.bundle import Bundle
 from atp_runtime.chunk import Chunk
 from atp_runtime.errors import InputError
+from atp_runtime.image_tokens import Places
 from atp_runtime.manifest import Stage
 from atp_runtime.selection import Selectors
 from atp_runtime.statistics import call_flops
@@ -135,7 +136,7 @@ def test_fast_and_masked_agree_before_the_cut(combined: ExportJob, masked: Expor
     found = []
     for job in (combined, masked):
         with BundleRun(Bundle.open(job.bundle), prompt.tokens) as run:
-            _, outputs = run.prefill(prompt, keep_all)
+            _, outputs = run.prefill(run.see(prompt), keep_all)
             found.append({name: outputs[name] for name in outputs if "present" in name})
 
     fast, hidden = found
@@ -183,7 +184,8 @@ def test_visual_tokens_and_their_keys_are_gone_from_the_cut_on(combined: ExportJ
     prompt = image_prompt(combined.plan.spec, 1, 2048)
 
     with BundleRun(bundle, prompt.tokens) as run:
-        result, outputs = run.prefill(prompt, Selectors.open(bundle.root, bundle.manifest))
+        rules = Selectors.open(bundle.root, bundle.manifest)
+        result, outputs = run.prefill(run.see(prompt), rules)
 
     text = len(prompt.ids) - bundle.manifest.vision.tokens
     assert result.points[-1].before_layer == 3
@@ -215,7 +217,7 @@ def test_no_activation_is_a_matrix_of_all_tokens_by_all_tokens_per_head(
     vision = bundle.manifest.vision
     ids = np.full(640, vision.image_token_id)
     ids[::10] = 5
-    chunk = Chunk.from_ids(ids, vision)
+    chunk = Chunk.from_ids(ids, vision.image_token_id, [Places.whole(vision)] * 36)
     stages = [stage for stage in bundle.manifest.segments if stage.tells_visual]
     assert len(stages) == 2
     for stage in stages:
@@ -257,7 +259,7 @@ def test_the_counter_has_the_products_of_the_graph(combined: ExportJob) -> None:
     manifest = bundle.manifest
     prompt = image_prompt(combined.plan.spec, 1, 2048)
     with BundleRun(bundle, prompt.tokens) as run:
-        calls = run.prefill(prompt, keep_all)[0].calls
+        calls = run.prefill(run.see(prompt), keep_all)[0].calls
     for stage in [stage for stage in manifest.segments if stage.tells_visual]:
         (call,) = [call for call in calls if call.stage == stage.name]
         sizes = {"tokens": call.tokens, "kept": call.tokens, "past": 0, "rows": 16}

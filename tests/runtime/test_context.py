@@ -82,7 +82,7 @@ def reference(
     """Logits of the last token, all of the prompt run at once and unpruned."""
     hidden = model.get_input_embeddings()(torch.tensor(ids))
     if images:
-        features = np.concatenate([image.values for image in images]).astype(np.float32)
+        features = np.concatenate([image.tokens.values for image in images]).astype(np.float32)
         hidden[torch.tensor(ids) == IMAGE] = torch.from_numpy(features)
     with torch.no_grad():
         return model(inputs_embeds=hidden[None]).logits[0, -1].numpy()
@@ -260,6 +260,6 @@ def test_room_ends_where_the_models_positions_do(loaded: Loaded) -> None:
 
 def test_prompt_is_refused_when_it_is_longer_than_the_models_positions(loaded: Loaded) -> None:
     limit, context = loaded.bundle.manifest.text.max_positions, loaded.context()
-    context.check_fits([1] * limit)
+    context.check_fits([1] * limit, 0)
     with pytest.raises(InputError, match=f"{limit + 1} tokens, 16 of them for 1 image"):
-        context.check_fits([*PHOTO, *[1] * (limit + 1 - FEATURES)])
+        context.check_fits([*PHOTO, *[1] * (limit + 1 - FEATURES)], 1)

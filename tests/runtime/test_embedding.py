@@ -23,7 +23,7 @@ def table(dtype: str = "float32") -> np.ndarray:
 def features(images: int, tokens: int) -> np.ndarray:
     """Negative, so that none is a row of the table."""
     count = images * tokens * WIDTH
-    return -1 - np.arange(count, dtype=np.float32).reshape(images, tokens, WIDTH)
+    return -1 - np.arange(count, dtype=np.float32).reshape(images * tokens, WIDTH)
 
 
 def test_open_maps_the_table_of_a_bundle(hand_made: Path) -> None:
@@ -113,7 +113,7 @@ def test_splice_takes_text_from_the_table_and_the_rest_from_features_in_order(
 ) -> None:
     given_features = features(1, ids.count(PLACEHOLDER))
     hidden = EmbeddingTable(table()).splice(ids, given_features, PLACEHOLDER)
-    following = iter(given_features[0])
+    following = iter(given_features)
     expected = [next(following) if i == PLACEHOLDER else table()[i] for i in ids]
     assert hidden.shape == (1, len(ids), WIDTH)
     np.testing.assert_array_equal(hidden[0], np.array(expected).reshape(len(ids), WIDTH))

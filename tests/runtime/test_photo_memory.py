@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atp_runtime.image_tokens import ImageTokens, Places
 from atp_runtime.photo_memory import PhotoMemory
 from atp_runtime.preprocess import ImageView
 from atp_runtime.vision import Photo
@@ -24,9 +25,10 @@ class Encoder:
     def __init__(self) -> None:
         self.runs = 0
 
-    def __call__(self, photo: Photo) -> np.ndarray:
+    def __call__(self, photo: Photo) -> ImageTokens:
         self.runs += 1
-        return photo.pixel_values[0]
+        where = np.arange(4)
+        return ImageTokens(photo.pixel_values[0], Places(where, where))
 
 
 def test_photo_is_encoded_once_and_keeps_its_number(photo) -> None:
@@ -35,7 +37,7 @@ def test_photo_is_encoded_once_and_keeps_its_number(photo) -> None:
     first, again = memory.features(bright), memory.features(bright)
     assert encode.runs == 1
     assert first is again
-    assert (first.values == 9).all()
+    assert (first.tokens.values == 9).all()
 
 
 def test_other_photo_has_another_number_even_if_it_looks_the_same(photo) -> None:

@@ -9,12 +9,11 @@ from atp_models.random_configs import tiny_config
 from atp_models.random_processor import write_processor
 from atp_runtime.chat import ChatTemplate, ImagePart, Message, TextPart
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import VisionModel
 from atp_runtime.prompt import PromptWriter, expand_images
 from atp_runtime.tokenizer import Tokenizer
 
 CONFIG = tiny_config()
-VISION = VisionModel((32, 32), (4, 4), 16, 0, 0, image_token_id=CONFIG.image_token_id)
+IMAGE, TOKENS = CONFIG.image_token_id, 16
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def processor_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def writer(processor_files: Path) -> PromptWriter:
     template, tokenizer = (it.from_dir(processor_files) for it in (ChatTemplate, Tokenizer))
-    return PromptWriter(template, tokenizer, VISION)
+    return PromptWriter(template, tokenizer, IMAGE)
 
 
 def said(role: str, text: str, images: int = 0) -> Message:
@@ -67,7 +66,8 @@ def test_ids_are_those_of_transformers(
         tokenize=True,
         return_dict=True,
     )["input_ids"]
-    assert writer.ids(messages) == list(expected[0])
+    draft = writer.draft(messages)
+    assert writer.ids(draft, [TOKENS] * draft.count(IMAGE)) == list(expected[0])
 
 
 def test_prompt_is_refused_when_the_template_has_no_place_for_photos(
@@ -78,10 +78,9 @@ def test_prompt_is_refused_when_the_template_has_no_place_for_photos(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((processor_files / name).read_bytes())
     tokenizer = Tokenizer.from_dir(tmp_path)
-    vision = VisionModel((32, 32), (4, 4), 16, 0, 0, image_token_id=7)
-    writer = PromptWriter(ChatTemplate.from_dir(tmp_path), tokenizer, vision)
+    writer = PromptWriter(ChatTemplate.from_dir(tmp_path), tokenizer, 7)
     with pytest.raises(InputError, match=r"0 image placeholder\(s\) for 1 image"):
-        writer.ids([said("user", "hello", 1)])
+        writer.draft([said("user", "hello", 1)])
 
 
 def test_text_is_refused_when_it_has_the_placeholder_in_it(writer: PromptWriter) -> None:
@@ -101,24 +100,26 @@ def test_answer_no_longer_counts_as_an_image_when_it_is_quoted(writer: PromptWri
     quoted = writer.quotable(answer)
     assert quoted == "HTML has <img>, not < image>."
     messages = [said("user", "HTML?", 1), said("assistant", quoted), said("user", "Sure?")]
-    assert writer.ids(messages).count(VISION.image_token_id) == VISION.tokens
+    assert writer.draft(messages).count(IMAGE) == 1
 
 
-@given(
-    st.lists(st.integers(0, 5), max_size=20),
-    st.integers(1, 7),
-)
-def test_every_placeholder_becomes_as_many_as_an_image_has_features(
-    ids: list[int], features: int
+@given(st.lists(st.integers(0, 5), max_size=20), st.data())
+def test_every_placeholder_becomes_as_many_as_its_image_has_tokens(
+    ids: list[int], data: st.DataObject
 ) -> None:
     images = ids.count(3)
-    expanded = expand_images(ids, 3, features, images)
-    assert expanded.count(3) == images * features
+    counts = data.draw(st.lists(st.integers(1, 7), min_size=images, max_size=images))
+    expanded = expand_images(ids, 3, counts)
     assert [token for token in expanded if token != 3] == [token for token in ids if token != 3]
-    assert expand_images(expanded, 3, 1, images * features) == expanded
+    following = iter(counts)
+    parts = [[token] * (next(following) if token == 3 else 1) for token in ids]
+    assert expanded == [token for part in parts for token in part]
 
 
 @pytest.mark.parametrize("images", [0, 1, 3])
-def test_prompt_is_refused_when_places_and_images_differ(images: int) -> None:
-    with pytest.raises(InputError, match=rf"2 image placeholder\(s\) for {images} image"):
-        expand_images([1, 9, 9, 2], 9, 4, images)
+def test_prompt_is_refused_when_places_and_images_differ(writer: PromptWriter, images: int) -> None:
+    written = "<image> and <image>"
+    parts = (*[ImagePart()] * images, TextPart(written))
+    places = images + 2
+    with pytest.raises(InputError, match=rf"{places} image placeholder\(s\) for {images} image"):
+        writer.draft([Message("user", parts)])

@@ -8,12 +8,13 @@ import pytest
 from atp_runtime.chunk import Chunk
 from atp_runtime.decoder_results import PointResult
 from atp_runtime.generation import GenerationOptions
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.image_tokens import Places
+from atp_runtime.manifest import PruningPoint, VisionModel
 from atp_runtime.pruning_view import draw_answer, point_views, pruned_images
 from atp_runtime.selection import Selection, VisualTokens
 from atp_runtime.session import Session
 
-GRID = (4, 4)
+VISION = VisionModel((32, 32), (4, 4), 16, 0, 0, image_token_id=504)
 ONE_TOKEN = GenerationOptions(max_new_tokens=1)
 # Patches, by row and column, that stay of each image before each layer.
 STAYS = {
@@ -47,7 +48,7 @@ def test_each_view_shows_what_stayed_of_its_image(session: Session, photos: list
     answer = session.ask("What?", photos[:2], ONE_TOKEN)
     assert pruned_images(answer) == (0, 1)
     for image in (0, 1):
-        views = point_views(answer, image, GRID)
+        views = point_views(answer, image, VISION)
         assert [view.layer for view in views] == [1, 2, 3]
         assert [patches(view.kept) for view in views] == [STAYS[n][image] for n in (1, 2, 3)]
 
@@ -59,7 +60,7 @@ def test_only_the_turns_own_images_are_shown_when_others_came_before(
     conversation.ask("What?", photos[:2], ONE_TOKEN)
     answer = conversation.ask("And this?", photos[2:], ONE_TOKEN)
     assert pruned_images(answer) == (2,)
-    assert [patches(view.kept) for view in point_views(answer, 2, GRID)] == [{(0, 3)}] * 3
+    assert [patches(view.kept) for view in point_views(answer, 2, VISION)] == [{(0, 3)}] * 3
 
 
 def test_nothing_is_shown_when_the_turn_has_no_image(session: Session) -> None:
@@ -71,11 +72,12 @@ def test_class_token_has_no_place_when_the_grid_is_shown(
 ) -> None:
     answer = session.ask("What?", photos[:1], ONE_TOKEN)
     vision = replace(session.model.manifest.vision, tokens=17, prefix_tokens=1)
-    chunk = Chunk.from_ids([1, *[vision.image_token_id] * 17, 2], vision)
+    placeholder = vision.image_token_id
+    chunk = Chunk.from_ids([1, *[placeholder] * 17, 2], placeholder, [Places.whole(vision)])
     class_token, first_patches, text = 1, [2, 3], 18
     kept = np.array([class_token, *first_patches, text])
     point = PointResult(2, np.arange(19), kept, Selection(np.arange(17) < 3))
-    views = point_views(replace(answer, chunk=chunk, points=(point,)), 0, GRID)
+    views = point_views(replace(answer, chunk=chunk, points=(point,)), 0, vision)
     assert [patches(view.kept) for view in views] == [{(0, 0), (0, 1)}]
 
 
@@ -83,7 +85,7 @@ def test_picture_is_that_of_the_photo_alone_when_there_are_several(
     session: Session, photos: list[Path]
 ) -> None:
     answer = session.ask("What?", photos[:2], ONE_TOKEN)
-    first, second = (np.asarray(draw_answer(answer, image, GRID)) for image in (0, 1))
-    alone = np.asarray(draw_answer(session.ask("What?", photos[:1], ONE_TOKEN), 0, GRID))
+    first, second = (np.asarray(draw_answer(answer, image, VISION)) for image in (0, 1))
+    alone = np.asarray(draw_answer(session.ask("What?", photos[:1], ONE_TOKEN), 0, VISION))
     np.testing.assert_array_equal(first, alone)
     assert first.shape != second.shape

@@ -14,6 +14,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 from atp_runtime.chunk import Chunk
 from atp_runtime.context import Prefill
 from atp_runtime.decoder_results import DecoderState, PointResult, PrefillResult, StageCall
+from atp_runtime.image_tokens import Places
 from atp_runtime.manifest import (
     Embedding,
     Manifest,
@@ -148,7 +149,8 @@ def test_decode_steps_read_one_more_position_each_of_every_cache(manifest: Manif
 
 
 def a_prefill(manifest: Manifest, points: tuple[PointResult, ...], visual: int) -> Prefill:
-    chunk = Chunk.from_ids([1, 2, *[504] * visual, 3, 4], manifest.vision)
+    places = Places.whole(manifest.vision)
+    chunk = Chunk.from_ids([1, 2, *[504] * visual, 3, 4], 504, [places] * (visual > 0))
     calls = [StageCall(stage.name, 20, 0, 0.25) for stage in manifest.segments]
     calls.append(StageCall("head", 1, 0, 100.0))
     logits = np.zeros(manifest.text.vocabulary, dtype=np.float32)

@@ -183,7 +183,7 @@ class _Work:
     def curve(self, before: Fit, after: Fit) -> tuple[CurvePoint, ...]:
         """Accuracy unpruned, as before, as fitted, and around that."""
         fitter = self.fitter(after.points)
-        visual = self._manifest.vision.tokens
+        visual = self._manifest.vision.most_tokens
         everything = replace(
             after,
             points=unpruned_points(self._manifest),

@@ -55,7 +55,7 @@ class Cost:
             size: The sample's.
             kept: Visual tokens of all its images that are left behind each pruning point.
         """
-        visual = size.images * self._manifest.vision.tokens
+        visual = size.images * self._manifest.vision.most_tokens
         entering = entering_segments(self._manifest, visual, kept)
         if self._target.kind == TOKENS:
             return mean_visual_tokens(self._manifest, entering) / size.images

@@ -134,7 +134,7 @@ class Fitter:
     def _plan(self, learnt: Fit, factor: float) -> list[float]:
         """Tokens to keep of an image at each point: what is kept now, times the factor."""
         images = sum(size.images for size in learnt.sizes)
-        tokens, plan = float(self._manifest.vision.tokens), []
+        tokens, plan = float(self._manifest.vision.most_tokens), []
         for number, point in enumerate(learnt.points):
             # A point that keeps nothing now must still be able to keep all.
             mean = max(sum(kept[number] for kept in learnt.kept) / images, 1.0)
@@ -158,7 +158,7 @@ class Fitter:
         return (low + high) / 2 if high < float("inf") else 2 * factor
 
     def _factor_for(self, learnt: Fit, cost: float) -> float:
-        low, high = 0.0, float(self._manifest.vision.tokens)
+        low, high = 0.0, float(self._manifest.vision.most_tokens)
         for _ in range(_STEPS):
             middle = (low + high) / 2
             low, high = (
@@ -167,7 +167,7 @@ class Fitter:
         return high
 
     def _check_reachable(self, learnt: Fit) -> None:
-        everything = float(self._manifest.vision.tokens)
+        everything = float(self._manifest.vision.most_tokens)
         least, most = self._planned_cost(learnt, 0.0), self._planned_cost(learnt, everything)
         if self._target.cost < least * (1 - _CLOSE):
             why = "with the fewest tokens at every point it still needs more."

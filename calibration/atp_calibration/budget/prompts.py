@@ -47,8 +47,9 @@ class Prompts:
         """
         model, photos = self.session.model, self.photos(sample)
         parts: tuple[Part, ...] = (*(ImagePart() for _ in photos), TextPart(sample.prompt))
-        ids = model.writer.ids((Message("user", parts),))
-        model.context.check_fits(ids)
-        model.context.restart()
+        draft = model.writer.draft((Message("user", parts),))
         features = [model.memory.features(photo) for photo in photos]
+        ids = model.writer.ids(draft, [len(image.tokens) for image in features])
+        model.context.check_fits(ids, len(photos))
+        model.context.restart()
         return model.context.prefill(ids, features, select, max_new_tokens=1)

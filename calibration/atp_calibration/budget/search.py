@@ -183,7 +183,7 @@ class RateSearch:
         return -TOLERANCE <= self._spent(rates) / self._target.cost - 1 <= 0
 
     def _counts(self, rates: Rates) -> list[int]:
-        tokens = self._manifest.vision.tokens
+        tokens = self._manifest.vision.most_tokens
         least = [int(point.parameters.get("min_keep", 0)) for point in self._points]
         return [max(int(r * tokens + 0.5), few) for r, few in zip(rates, least, strict=True)]
 

@@ -12,7 +12,7 @@ from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from atp_runtime.bundle import Bundle
 from atp_runtime.manifest import Stage
 
-_OUTPUTS = ("hidden_states_out", "image_features", "logits")
+_OUTPUTS = ("hidden_states_out", "image_features", "patch_features", "logits")
 
 
 @dataclass

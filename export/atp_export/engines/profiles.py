@@ -49,8 +49,10 @@ def stage_profiles(
         return _segment_profiles(manifest, stage, options, limit)
     if stage.kind == "vision":
         images = manifest.axes["images"]
-        most = max(1, limit // max(1, manifest.vision.tokens))
+        most = max(1, limit // max(1, manifest.vision.most_tokens))
         return (_of_stage(PREFILL, stage, {"images": _up_to(images, most, images.typical)}),)
+    if stage.kind == "projector":
+        return (_of_stage(PREFILL, stage, {"selected": manifest.axes["selected"]}),)
     # The runtime passes the last position alone.
     return (_of_stage(PREFILL, stage, {"tokens": _up_to(manifest.axes["tokens"], limit, 1)}),)
 
@@ -104,7 +106,7 @@ def _row_lengths(manifest: Manifest, kept: int) -> dict[str, int]:
 def _expected_lengths(manifest: Manifest, options: EngineOptions) -> dict[str, tuple[int, int]]:
     """Tokens that enter each segment and tokens that stay after its gather, in a prefill."""
     typical = manifest.axes["tokens"].typical
-    text = max(1, typical - manifest.vision.tokens)
+    text = max(1, typical - manifest.vision.most_tokens)
     visual = iter(_checked_kept(manifest, options))
     lengths, entering, kept = {}, typical, typical
     for segment in manifest.segments:
@@ -117,7 +119,7 @@ def _expected_lengths(manifest: Manifest, options: EngineOptions) -> dict[str, t
 
 def _checked_kept(manifest: Manifest, options: EngineOptions) -> tuple[int, ...]:
     points = sum(segment.pruning is not None for segment in manifest.segments)
-    most = manifest.vision.tokens
+    most = manifest.vision.most_tokens
     if options.kept is None:
         return (manifest.axes["tokens"].typical,) * points
     shown = f"--kept {','.join(map(str, options.kept))}"

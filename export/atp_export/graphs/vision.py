@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from atp_export.graphs.dialects import Dialect
+from atp_export.graphs.dialects import Dialect, grouped_scores
 from atp_models.architecture import ModelSpec
 
 
@@ -39,11 +39,107 @@ class VisionEntry(nn.Module):
 
 
 def vision_layer(spec: ModelSpec, dialect: Dialect) -> nn.Module:
-    """One layer of a tower, from and to hidden states [images, patches, width]."""
+    """One layer of a tower, from and to hidden states [images, patches, width].
+
+    For scorers it also gives its queries and keys, [images, patches, heads * head_dim].
+    """
     layer: nn.Module = getattr(_tower(spec, dialect, layers=1).encoder, _layers_name(spec))[0]
-    # No mask, as every patch sees every other; some layers insist on being told so.
-    layer.forward = functools.partial(layer.forward, attention_mask=None)
+    seen: dict[str, Tensor] = {}
+    for name, module in layer.named_modules():
+        if name.endswith(("q_proj", "k_proj")):
+            module.register_forward_hook(functools.partial(_note, seen, name[-len("q_proj") :]))
+    run = layer.forward
+
+    def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # No mask, as every patch sees every other; some layers insist on being told so.
+        left = run(hidden_states, attention_mask=None)
+        return left, seen["q_proj"], seen["k_proj"]
+
+    layer.forward = forward
     return layer
+
+
+def _note(
+    seen: dict[str, Tensor], name: str, _module: nn.Module, _inputs: object, output: Tensor
+) -> None:
+    seen[name] = output
+
+
+class ClassScorer(nn.Module):
+    """How much the class token attends to each patch: one row of the layer's attention."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.heads = spec.vision.heads
+
+    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Post-softmax attention, heads averaged.
+
+        Args:
+            query: [images, patches, heads * head_dim].
+            keys: Like `query`.
+
+        Returns:
+            [images, patches - 1] in float32, in the order of the patches.
+        """
+        split = (self.heads, -1)
+        row = torch.unflatten(query[:, :1].float(), 2, split)
+        scores = grouped_scores(row, torch.unflatten(keys.float(), 2, split))
+        return scores.softmax(-1).mean((1, 2, 3))[:, 1:]
+
+
+class PatchKeys(nn.Module):
+    """A layer's keys of the patches, by which they are compared."""
+
+    def __init__(self, spec: ModelSpec, *, mean: bool) -> None:
+        super().__init__()
+        self.heads = spec.vision.heads
+        self.mean = mean
+
+    def forward(self, keys: Tensor) -> Tensor:
+        """Keys in float32, heads averaged to [images, patches - 1, head_dim] or side by side.
+
+        Args:
+            keys: [images, patches, heads * head_dim].
+        """
+        own = keys[:, 1:].float()
+        return torch.unflatten(own, 2, (self.heads, -1)).mean(2) if self.mean else own
+
+
+class ClassSimilarity(nn.Module):
+    """How like the class token each patch is, where features are taken."""
+
+    def forward(self, *states: Tensor) -> Tensor:
+        """Cosines [images, patches - 1] in float32 from the chosen [images, patches, width]."""
+        whole = torch.cat(states, dim=-1).float()
+        units = whole / whole.pow(2).sum(-1, keepdim=True).sqrt()
+        return (units[:, 1:] * units[:, :1]).sum(-1)
+
+
+class PatchFeatures(nn.Module):
+    """Feature selection."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.drop_first = spec.vision.select_strategy == "default"
+
+    def forward(self, *states: Tensor) -> Tensor:
+        """Features [images, tokens, width] from the chosen [images, patches, width]."""
+        chosen = [state[:, 1:] if self.drop_first else state for state in states]
+        return torch.cat(chosen, dim=-1)
+
+
+class Projector(nn.Module):
+    """The projector alone."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.multi_modal_projector = LlavaMultiModalProjector(spec.transformers_config())
+
+    def forward(self, patch_features: Tensor) -> Tensor:
+        """Image features [1, selected, hidden] from [1, selected, width]."""
+        features: Tensor = self.multi_modal_projector(patch_features)
+        return features
 
 
 class VisionExit(nn.Module):
@@ -51,13 +147,12 @@ class VisionExit(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.drop_first = spec.vision.select_strategy == "default"
+        self.select = PatchFeatures(spec)
         self.multi_modal_projector = LlavaMultiModalProjector(spec.transformers_config())
 
     def forward(self, *states: Tensor) -> Tensor:
         """Image features [images, tokens, hidden] from the chosen [images, patches, width]."""
-        chosen = [state[:, 1:] if self.drop_first else state for state in states]
-        features: Tensor = self.multi_modal_projector(torch.cat(chosen, dim=-1))
+        features: Tensor = self.multi_modal_projector(self.select(*states))
         return features
 
 

@@ -11,7 +11,7 @@ from atp_export.parity.measures import Array, Measure, Tolerance, compare, in_se
 from atp_export.parity.pruned_reference import PrunedReference, run_reference, score_arrays
 from atp_export.parity.recording import BundleRun, Outputs, keep_all
 from atp_export.parity.report import Check
-from atp_export.parity.samples import Prompt
+from atp_export.parity.vision_pruning import AGAINST, Shown
 from atp_models.reference import DenseStep, LlavaReference, PrunedStep
 from atp_runtime.decoder_results import PointResult
 from atp_runtime.errors import CheckFailedError
@@ -24,27 +24,36 @@ SCOPE = "end to end"
 def check_dense(
     run: BundleRun,
     reference: LlavaReference,
-    prompt: Prompt,
+    shown: Shown,
     tolerances: Mapping[str, Tolerance],
 ) -> Check:
-    """The bundle with every token kept against Transformers' own LLaVA."""
-    result, outputs = run.prefill(prompt, keep_all)
-    dense = reference.dense()
-    pixels = None if prompt.pixel_values is None else torch.from_numpy(prompt.pixel_values)
-    step = dense.forward(torch.from_numpy(prompt.ids), pixels)
+    """The bundle with every token kept in the decoder against Transformers' own LLaVA.
+
+    Of images whose tokens are fewer than the tower's features, the decoder alone is Transformers'.
+    """
+    result, outputs = run.prefill(shown.seen, keep_all)
+    dense, prompt = reference.dense(), shown.prompt
+    asked = torch.from_numpy(prompt.ids)
+    whole = run.manifest.vision.pruning is None or shown.features is None
+    if whole:
+        pixels = None if prompt.pixel_values is None else torch.from_numpy(prompt.pixel_values)
+        step = dense.forward(asked, pixels)
+    else:
+        step = dense.embedded(reference.embed(asked, shown.features))
     pairs = [(_found(result.logits, outputs), _dense(step))]
     for _, ids in prompt.following:
         found = _found(*run.follow(ids))
         pairs.append((found, _dense(dense.forward(torch.from_numpy(ids)))))
     measures = _measures(prompt.moments, pairs, tolerances)
-    return Check.of("dense", SCOPE, "Transformers' LLaVA", prompt.name, measures)
+    against = "Transformers' LLaVA" if whole else AGAINST
+    return Check.of("dense", SCOPE, against, prompt.name, measures)
 
 
 def check_pruned(
     name: str,
     run: BundleRun,
     reference: LlavaReference,
-    prompt: Prompt,
+    shown: Shown,
     select: SelectTokens,
     tolerances: Mapping[str, Tolerance],
 ) -> tuple[Check, PrunedReference | None]:
@@ -54,7 +63,7 @@ def check_pruned(
         name: Of the check.
         run: The bundle.
         reference: The checkpoint.
-        prompt: With images.
+        shown: With images.
         select: What prunes: the bundle's own rule, or another.
         tolerances: Of the bundle's precision.
 
@@ -62,15 +71,15 @@ def check_pruned(
         The check, and the reference's run for checking stage by stage; None if the bundle's
         rule could not decide.
     """
-    against = "PyTorch, same tokens kept"
+    against = AGAINST
     if run.manifest.structure is not None:
         against = "PyTorch's simulation, same tokens kept"
     try:
-        result, outputs = run.prefill(prompt, select)
+        result, outputs = run.prefill(shown.seen, select)
     except CheckFailedError as error:
         return Check.impossible(name, SCOPE, against, error.what), None
-    manifest = run.manifest
-    expected = run_reference(reference, prompt, manifest, kept_before(result.points))
+    manifest, prompt = run.manifest, shown.prompt
+    expected = run_reference(reference, shown, manifest, kept_before(result.points))
     scored = {stage.layers[1]: stage.name for stage in manifest.segments if stage.pruning}
     pairs = [(_found(result.logits, outputs, scored), _pruned(expected.steps[0], scored))]
     for (_, ids), step in zip(prompt.following, expected.steps[1:], strict=True):

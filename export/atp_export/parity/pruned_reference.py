@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from atp_export.parity.measures import Array
-from atp_export.parity.samples import Prompt
+from atp_export.parity.vision_pruning import Shown
 from atp_models.reference import LlavaReference, PrunedStep
 from atp_models.reference_layers import Scores
 from atp_runtime.chunk import Chunk
@@ -41,27 +41,26 @@ class PrunedReference:
 
 
 def run_reference(
-    reference: LlavaReference, prompt: Prompt, manifest: Manifest, keep: Keep
+    reference: LlavaReference, shown: Shown, manifest: Manifest, keep: Keep
 ) -> PrunedReference:
     """Runs a prompt.
 
     Args:
         reference: The checkpoint.
-        prompt: With or without images.
+        shown: With or without images.
         manifest: Says where scores are computed.
         keep: By layer, the indices that are kept before it.
     """
     points = [stage.pruning for stage in manifest.segments if stage.pruning]
     asking = {point.before_layer: point.queries for point in points}
     run = reference.pruned(asking, manifest.structure)
+    prompt = shown.prompt
     ids = torch.from_numpy(prompt.ids)
-    features = None
-    if prompt.pixel_values is not None:
-        features = reference.see(torch.from_numpy(prompt.pixel_values)).features
     visual = ids == manifest.vision.image_token_id
-    chunk = Chunk.from_ids(prompt.ids, manifest.vision)
+    images = [image.places for image in shown.seen.images]
+    chunk = Chunk.from_ids(prompt.ids, manifest.vision.image_token_id, images)
     places = torch.from_numpy(np.stack((chunk.image, chunk.row, chunk.column), axis=1))
-    steps = [run.forward(reference.embed(ids, features), visual, keep, places)]
+    steps = [run.forward(reference.embed(ids, shown.features), visual, keep, places)]
     for _, text in prompt.following:
         hidden = reference.embed(torch.from_numpy(text))
         steps.append(run.forward(hidden, torch.zeros(len(text), dtype=torch.bool)))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 
 from atp_export.parity.measures import Array
-from atp_export.parity.samples import Prompt
+from atp_export.parity.samples import Prompt, with_tokens
 from atp_runtime.backends.base import DeviceArray, LoadedStage
 from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from atp_runtime.bundle import Bundle
@@ -16,7 +17,9 @@ from atp_runtime.chunk import Chunk
 from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.decoder_results import PrefillResult
 from atp_runtime.embedding import EmbeddingTable
+from atp_runtime.image_tokens import ImageTokens
 from atp_runtime.manifest import Manifest, PruningPoint, Stage
+from atp_runtime.reduction import Reduction
 from atp_runtime.selection import (
     FloatArray,
     IndexArray,
@@ -24,6 +27,7 @@ from atp_runtime.selection import (
     SelectTokens,
     VisualTokens,
 )
+from atp_runtime.vision_stages import VisionStages
 
 Outputs = dict[str, Array]
 
@@ -61,6 +65,21 @@ class _RecordedStage(LoadedStage):
         self._loaded.close()
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A prompt whose images the bundle's vision stages have run.
+
+    Attributes:
+        prompt: With as many placeholders for each image as it has tokens left.
+        images: What the decoder gets of each.
+        reductions: What the rule behind the tower left of each.
+    """
+
+    prompt: Prompt
+    images: tuple[ImageTokens, ...]
+    reductions: tuple[Reduction, ...]
+
+
 class BundleRun:
     """Runs prompts through a bundle as the device would.
 
@@ -96,11 +115,30 @@ class BundleRun:
     ) -> None:
         self._decoder.close()
 
-    def prefill(self, prompt: Prompt, select: SelectTokens) -> tuple[PrefillResult, Outputs]:
+    def see(self, prompt: Prompt) -> Seen:
+        """Runs the vision stages on a prompt's images, which may be none.
+
+        Raises:
+            CheckFailedError: What a rule behind the tower decides by is not finite.
+        """
+        if prompt.pixel_values is None:
+            return Seen(prompt, (), ())
+        stages = VisionStages(self._bundle, self._backend)
+        try:
+            given = [stages.look(pixels) for pixels in prompt.pixel_values]
+            reductions = tuple(stages.reduction(image) for image in given)
+            images = tuple(map(stages.finish, given, reductions))
+        finally:
+            stages.close()
+        placeholder = self.manifest.vision.image_token_id
+        counts = [len(image) for image in images]
+        return Seen(with_tokens(prompt, placeholder, counts), images, reductions)
+
+    def prefill(self, seen: Seen, select: SelectTokens) -> tuple[PrefillResult, Outputs]:
         """Begins anew with a prompt.
 
         Args:
-            prompt: With or without images.
+            seen: With or without images.
             select: Which tokens go on.
 
         Returns:
@@ -108,10 +146,13 @@ class BundleRun:
         """
         self._decoder.reset()
         self._select = select
-        vision = self.manifest.vision
-        hidden = self._table.splice(prompt.ids, self._features(prompt), vision.image_token_id)
+        ids, placeholder = seen.prompt.ids, self.manifest.vision.image_token_id
+        none = np.zeros((0, self.manifest.text.hidden), self.manifest.embedding.dtype)
+        features = np.concatenate([none, *(image.values for image in seen.images)])
+        hidden = self._table.splice(ids, features, placeholder)
+        chunk = Chunk.from_ids(ids, placeholder, [image.places for image in seen.images])
         self._backend.outputs = {}
-        result = self._decoder.prefill(hidden, Chunk.from_ids(prompt.ids, vision), select)
+        result = self._decoder.prefill(hidden, chunk, select)
         return result, self._backend.outputs
 
     def follow(self, ids: IndexArray) -> tuple[FloatArray, Outputs]:
@@ -126,19 +167,6 @@ class BundleRun:
             return self._decoder.decode(hidden), self._backend.outputs
         result = self._decoder.prefill(hidden, Chunk.text(len(ids)), self._select)
         return result.logits, self._backend.outputs
-
-    def _features(self, prompt: Prompt) -> Array:
-        manifest = self.manifest
-        images = 0 if prompt.pixel_values is None else len(prompt.pixel_values)
-        shape = (images, manifest.vision.tokens, manifest.text.hidden)
-        if prompt.pixel_values is None:
-            return np.zeros(shape, dtype=manifest.embedding.dtype)
-        stage = self._backend.load(self._bundle, manifest.stage("vision"))
-        features = self._backend.upload(np.zeros(shape, dtype=manifest.embedding.dtype))
-        pixels = self._backend.upload(prompt.pixel_values)
-        stage.run({"pixel_values": pixels}, {"image_features": features})
-        stage.close()
-        return np.array(self._backend.download(features))
 
 
 def keep_all(

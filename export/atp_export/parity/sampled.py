@@ -40,6 +40,7 @@ from atp_models.reference_structure import layer_runner
 from atp_runtime.bundle import Bundle
 from atp_runtime.chunk import Chunk
 from atp_runtime.embedding import EmbeddingTable
+from atp_runtime.image_tokens import Places
 from atp_runtime.manifest import Manifest, Stage, VisionModel
 from atp_runtime.tensor_names import cache_names
 
@@ -85,9 +86,9 @@ def check_samples(
         report: Told what is being compared.
     """
     report("parity: vision")
-    vision, features = _check_vision(bundle, parts, spec, available_bytes, tolerances)
+    seeing, features = _check_vision(bundle, parts, spec, available_bytes, tolerances)
     embedding, chunks = _begin(bundle, parts, spec, features, tolerances)
-    checks = [embedding, vision]
+    checks = [embedding, *seeing]
     for stage in bundle.manifest.segments:
         layers = sampled_layers(stage)
         report(f"parity: {stage.name}, layers {', '.join(map(str, layers))}")
@@ -120,8 +121,8 @@ def _check_vision(
     spec: ModelSpec,
     available_bytes: int,
     tolerances: Mapping[str, Tolerance],
-) -> tuple[Check, torch.Tensor | None]:
-    """The vision stage, whole if it fits; and its features if so."""
+) -> tuple[tuple[Check, ...], torch.Tensor | None]:
+    """The vision stages, whole if they fit; and the features if so."""
     pixels = picture(spec.vision.image_size, 0)[np.newaxis]
     layers = affordable_tower_layers(spec, available_bytes)
     if layers == spec.vision.layers:
@@ -133,7 +134,7 @@ def _check_vision(
     session = GraphSession(tower_layers(path, stage, layers), path.parent)
     measures = tower_measures(session.run({"pixel_values": pixels}), states, tolerances)
     detail = f"first {layers} of {spec.vision.layers} layers, no memory for the rest"
-    return Check.of("vision", SCOPE, MODULES, detail, measures), None
+    return (Check.of("vision", SCOPE, MODULES, detail, measures),), None
 
 
 def _begin(
@@ -166,8 +167,9 @@ def _begin(
 def _places(vision: VisionModel, visual: torch.Tensor) -> torch.Tensor:
     """Where the first features of an image lie, see `Tokens`; they may be of several."""
     count = int(visual.sum())
-    ids = np.full(-(-count // vision.tokens) * vision.tokens, vision.image_token_id)
-    chunk = Chunk.from_ids(ids, vision)
+    images = -(-count // vision.tokens)
+    ids = np.full(images * vision.tokens, vision.image_token_id)
+    chunk = Chunk.from_ids(ids, vision.image_token_id, [Places.whole(vision)] * images)
     places = np.full((len(visual), 3), -1)
     places[visual.numpy()] = np.stack((chunk.image, chunk.row, chunk.column), axis=1)[:count]
     return torch.from_numpy(places)

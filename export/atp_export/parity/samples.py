@@ -6,7 +6,8 @@ coarse structure and an edge here and there, and it is the same on every machine
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +82,14 @@ def image_prompt(spec: ModelSpec, images: int, longest: int) -> Prompt:
     pixels = np.stack([picture(spec.vision.image_size, number) for number in range(images)])
     following = _following(spec, longest - len(ids), generator)
     return Prompt(count_images(images), ids, pixels, following)
+
+
+def with_tokens(prompt: Prompt, placeholder: int, counts: Sequence[int]) -> Prompt:
+    """The prompt with so many placeholders for each of its images, which are equally long."""
+    places = np.flatnonzero(prompt.ids == placeholder)
+    images = np.split(places, len(counts))
+    dropped = [image[count:] for image, count in zip(images, counts, strict=True)]
+    return replace(prompt, ids=np.delete(prompt.ids, np.concatenate(dropped)))
 
 
 def random_text(spec: ModelSpec, count: int, generator: np.random.Generator) -> Ids:

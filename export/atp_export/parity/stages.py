@@ -20,7 +20,17 @@ from atp_runtime.manifest import Manifest, Stage
 from atp_runtime.selection import VisualTokens
 from atp_runtime.structure import MASKED
 from atp_runtime.structure_rows import Blocks, StructureRows
-from atp_runtime.tensor_names import PLACES, ROWS, WINDOW, cache_names
+from atp_runtime.tensor_names import (
+    CLASS_ATTENTION,
+    CLASS_SIMILARITY,
+    IMAGE_FEATURES,
+    MEAN_KEYS,
+    PATCH_FEATURES,
+    PLACES,
+    ROWS,
+    WINDOW,
+    cache_names,
+)
 from atp_runtime.workspace import Scorer
 
 SCOPE = "stage"
@@ -35,16 +45,43 @@ def open_stage(bundle: Bundle, stage: Stage) -> GraphSession:
 
 def check_vision(
     bundle: Bundle, pixels: Array, expected: VisionStep, tolerances: Mapping[str, Tolerance]
-) -> Check:
-    """The vision stage on images [images, 3, height, width]."""
-    outputs = open_stage(bundle, bundle.manifest.stage("vision")).run({"pixel_values": pixels})
+) -> tuple[Check, ...]:
+    """The vision stage on images [images, 3, height, width]; and the projector, if it is one."""
+    stage, projector = bundle.manifest.stage("vision"), bundle.manifest.projector
+    outputs = open_stage(bundle, stage).run({"pixel_values": pixels})
     measures = list(tower_measures(outputs, expected.states, tolerances))
+    bound, detail = tolerances[SCOPE], count_images(len(pixels))
+    for spec in stage.outputs:
+        wanted = vision_output(spec.name, expected, bundle.manifest).numpy()
+        measures.append(compare(spec.name, "prefill", outputs[spec.name], wanted, bound))
+    vision = Check.of(stage.name, SCOPE, MODULES, detail, measures)
+    if projector is None:
+        return (vision,)
+    session, images = open_stage(bundle, projector), expected.selected.numpy()
+    found = [session.run({PATCH_FEATURES: it[np.newaxis]})[IMAGE_FEATURES] for it in images]
     features = expected.features.numpy()
-    bound = tolerances[SCOPE]
-    measures.append(
-        compare("image_features", "prefill", outputs["image_features"], features, bound)
-    )
-    return Check.of("vision", SCOPE, MODULES, count_images(len(pixels)), measures)
+    measure = compare(IMAGE_FEATURES, "prefill", np.concatenate(found), features, bound)
+    return vision, Check.of(projector.name, SCOPE, MODULES, detail, [measure])
+
+
+def vision_output(name: str, expected: VisionStep, manifest: Manifest) -> torch.Tensor:
+    """The reference's reading of an output of the vision stage: [images, ...]."""
+    pruning = manifest.vision.pruning
+    if name == IMAGE_FEATURES:
+        return expected.features
+    if name == PATCH_FEATURES:
+        return expected.selected
+    if name == CLASS_SIMILARITY:
+        first, patches = expected.chosen[:, :1], expected.chosen[:, 1:]
+        return torch.nn.functional.cosine_similarity(first, patches, dim=-1)
+    if pruning is None or pruning.layer is None:
+        raise ValueError(f"nothing to compare {name} with")
+    layer = expected.layers[pruning.layer]
+    if name == CLASS_ATTENTION:
+        return layer.first_row[:, 1:]
+    if name == MEAN_KEYS:
+        return torch.unflatten(layer.keys[:, 1:], 2, (layer.heads, -1)).mean(2)
+    return layer.keys[:, 1:]
 
 
 def tower_measures(

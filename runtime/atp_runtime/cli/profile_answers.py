@@ -96,10 +96,10 @@ def _drawn(options: argparse.Namespace) -> tuple[Question, ...]:
 
 def _pictures(bundle: Path, answer: Answer) -> list[Image.Image]:
     """What was pruned of the photos."""
-    if not answer.points:
+    vision = read_manifest(bundle).vision
+    if not answer.points and vision.pruning is None:
         return []
-    grid = read_manifest(bundle).vision.grid
-    return [draw_answer(answer, image, grid) for image in pruned_images(answer)]
+    return [draw_answer(answer, image, vision) for image in pruned_images(answer)]
 
 
 def _check_writable(output: Path) -> None:

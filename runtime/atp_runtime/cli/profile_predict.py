@@ -42,7 +42,7 @@ def predict(options: argparse.Namespace) -> int:
 def _counts(options: argparse.Namespace, manifest: Manifest) -> dict[str, Counts]:
     """The prompt unpruned and, where that is known, pruned."""
     points = sum(stage.pruning is not None for stage in manifest.segments)
-    whole = manifest.vision.tokens
+    whole = manifest.vision.most_tokens
     if options.data or options.tokens:
         raise InputError(
             "--predict with --data or --tokens",

@@ -51,9 +51,10 @@ def check_prunes(manifest: Manifest) -> None:
     """Refuses to draw what a bundle does not do.
 
     Raises:
-        InputError: It has no pruning point.
+        InputError: It has no pruning point, and no rule before the decoder.
     """
-    if not any(stage.pruning for stage in manifest.segments):
+    points = any(stage.pruning for stage in manifest.segments)
+    if not points and manifest.vision.pruning is None:
         raise InputError(
             "--show-pruning: this bundle does not prune",
             why="it was exported with --dense.",
@@ -71,7 +72,7 @@ def draw_pictures(answer: Answer, manifest: Manifest, target: Path) -> list[Path
     images = pruned_images(answer)
     paths = _paths(target, len(images))
     for image, path in zip(images, paths, strict=True):
-        save_picture(draw_answer(answer, image, manifest.vision.grid), path)
+        save_picture(draw_answer(answer, image, manifest.vision), path)
     return paths
 
 

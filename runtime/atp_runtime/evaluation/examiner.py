@@ -108,7 +108,7 @@ class Examiner:
         times: dict[str, float],
     ) -> AnsweredQuestion:
         model, statistics = self._session.model, answer.statistics
-        visual = len(answer.photos) * model.manifest.vision.tokens
+        visual = sum(len(model.memory.features(photo).tokens) for photo in answer.photos)
         kept = tuple(point.kept for point in statistics.points)
         mean = statistics.mean_visual_tokens or 0.0
         if keeps_all(model.select) and visual:

@@ -78,7 +78,7 @@ class PruningChoice:
         if self.rule == "keep_all":
             everything = Selectors.keeping_all(manifest)
             return lambda _question: everything
-        self._check(points, manifest.vision.tokens)
+        self._check(points, manifest.vision.most_tokens)
         keep = {point.before_layer: it for point, it in zip(points, self.keep, strict=True)}
         if self.rule in _TOP_K:
             # Whatever the bundle's own points ask.

@@ -92,6 +92,6 @@ def _entering(manifest: Manifest, counts: Counts) -> list[int]:
     visual = accumulate(
         manifest.segments[:-1],
         lambda alive, stage: next(left) if stage.pruning else alive,
-        initial=counts.images * manifest.vision.tokens,
+        initial=counts.images * manifest.vision.most_tokens,
     )
     return [counts.text + it for it in visual]

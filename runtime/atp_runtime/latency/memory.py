@@ -55,7 +55,7 @@ def run_needs(manifest: Manifest, engines: Sequence[Engine] = ()) -> RunNeeds:
         manifest: The bundle's.
         engines: Those it will run with, if all stages have one; else its own graphs are counted.
     """
-    tokens = min(manifest.text.max_positions, manifest.vision.tokens + _FURTHER_TOKENS)
+    tokens = min(manifest.text.max_positions, manifest.vision.most_tokens + _FURTHER_TOKENS)
     if engines:
         weights = sum(engine.record.bytes for engine in engines)
         scratch = max(engine.scratch_bytes for engine in engines)

@@ -27,7 +27,8 @@ class Latency(ABC):
 
         Args:
             name: The stage's.
-            tokens: New positions; of the vision stage, the features of one image.
+            tokens: New positions; of the vision stage, the features of one image. A projector
+                that is a stage of its own is counted there.
         """
 
     @abstractmethod

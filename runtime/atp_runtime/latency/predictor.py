@@ -32,7 +32,11 @@ class PredictedLatency(Latency):
 
     def stage(self, name: str, tokens: int) -> float:
         """See `Latency.stage`; positions cached before are not counted."""
-        return self._run(self._stages[name], tokens, 0)
+        stage, projector = self._stages[name], self._manifest.projector
+        seconds = self._run(stage, tokens, 0)
+        if stage.kind == "vision" and projector is not None:
+            seconds += self._run(projector, self._manifest.vision.most_tokens, 0)
+        return seconds
 
     def decode_step(self, cached: Sequence[int]) -> float:
         """One token through segments and head; no rule is asked for it.

@@ -28,6 +28,7 @@ from atp_runtime.latency.table import (
     Setting,
     Timing,
     graphs_hash,
+    timed_stages,
 )
 from atp_runtime.manifest import PruningPoint
 from atp_runtime.selection import FloatArray, Selection, VisualTokens
@@ -41,7 +42,7 @@ Told = Callable[[int, int], None]
 
 def default_tokens(model: Model) -> tuple[int, ...]:
     """Lengths of sequences with a whole image, a half of it, down to a sixteenth, and text."""
-    visual, longest = model.manifest.vision.tokens, model.manifest.text.max_positions
+    visual, longest = model.manifest.vision.most_tokens, model.manifest.text.max_positions
     lengths = {visual // part + _TEXT_TOKENS for part in (1, 2, 4, 8, 16)} | {_TEXT_TOKENS}
     return tuple(sorted(min(length, longest) for length in lengths))
 
@@ -100,7 +101,7 @@ def measure(
         packages=this_machine(setting.threads).packages,
         graphs=graphs_hash(manifest),
         runs=runs,
-        stages={stage.name: _timings(seconds.stages[stage.name]) for stage in manifest.stages},
+        stages={name: _timings(seconds.stages[name]) for name in timed_stages(manifest)},
         between=_timings(seconds.between),
         prefill=_timings(seconds.prefill),
     )
@@ -145,7 +146,7 @@ class _Sweep:
         decoder.reset()
         decoder.grow(length)
         hidden = self._embedding.rows(np.zeros(length, dtype=np.int64))[None]
-        chunk = _sequence(length, self._model.manifest.vision.tokens)
+        chunk = _sequence(length, self._model.manifest.vision.most_tokens)
         began = perf_counter()
         result = decoder.prefill(hidden, chunk, select)
         whole = perf_counter() - began

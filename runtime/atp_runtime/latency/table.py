@@ -159,6 +159,11 @@ class _Line:
         return float(np.interp(tokens, self._tokens, self._seconds)) + beyond
 
 
+def timed_stages(manifest: Manifest) -> tuple[str, ...]:
+    """Stages that have times of their own; a projector's are in the vision stage's."""
+    return tuple(stage.name for stage in manifest.stages if stage.kind != "projector")
+
+
 def graphs_hash(manifest: Manifest) -> str:
     """SHA-256 over the graphs and weights of all stages: what a table is of."""
     names = [
@@ -195,7 +200,7 @@ def read_table(path: Path, manifest: Manifest) -> LatencyTable:
             fix=_MEASURE,
         )
     table = parse_declared(LatencyTable, text, source=str(path), fix=_MEASURE)
-    missing = sorted({stage.name for stage in manifest.stages} - set(table.stages))
+    missing = set(timed_stages(manifest)) - set(table.stages)
     if table.graphs != graphs_hash(manifest) or missing:
         raise InputError(
             f"{path}: measured with other graphs",

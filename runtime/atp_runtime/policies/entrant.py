@@ -34,7 +34,7 @@ class Entrant:
         """
         policy, *settings = text.split(":")
         plain = policy in (DENSE, ATP) and settings
-        if not policy or plain or not all(re.fullmatch(r"\w+=[^=]+", it) for it in settings):
+        if not policy or plain or not all(re.fullmatch(r"[\w.]+=[^=]+", it) for it in settings):
             why = f"{policy} has no settings." if plain else "that is no policy with settings."
             raise InputError(f"--policies {text}", why=why, fix=_FIX)
         return cls(policy, tuple(settings))
@@ -45,7 +45,7 @@ class Entrant:
     @property
     def directory(self) -> str:
         """A name for its files."""
-        return re.sub(r"[^\w.,=-]", "_", "_".join([self.policy, *self.settings]))
+        return re.sub(r"[^\w.,=+-]", "_", "_".join([self.policy, *self.settings]))
 
     def words(self) -> list[str]:
         """What `atp-export` is told."""

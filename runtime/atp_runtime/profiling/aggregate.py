@@ -98,8 +98,10 @@ def span_work(manifest: Manifest, span: Span, part: int) -> Work | None:
     stage = stages.get(span.name)
     if stage is None:
         return None
-    tokens = span.leaving if stage.kind == "vision" else span.entering
-    work = stage_work(manifest, stage, (tokens or 0) // part, span.past // part)
+    # A tower computes all of an image, whatever a rule behind it leaves.
+    whole = span.calls * manifest.vision.tokens
+    tokens = whole if stage.kind == "vision" else span.entering or 0
+    work = stage_work(manifest, stage, tokens // part, span.past // part)
     quantised_tower = stage.kind == "vision" and manifest.quantisation is not None
     # A tower's arithmetic is told from its weights' bytes, which quantised ones do not say.
     return Work(0.0, work.moved) if quantised_tower else work

@@ -20,6 +20,7 @@ from atp_runtime.conversation import Model
 from atp_runtime.decoder_results import StageCall
 from atp_runtime.errors import InputError
 from atp_runtime.generation import GenerationOptions, generate
+from atp_runtime.image_tokens import ImageTokens
 from atp_runtime.manifest import Manifest, PruningPoint
 from atp_runtime.selection import FloatArray, Selection, SelectTokens, VisualTokens
 from atp_runtime.statistics import mean_visual_tokens, visual_tokens_entering
@@ -121,12 +122,14 @@ class TurnTimer:
         model = self._model
         model.context.forget()
         began = perf_counter()
-        ids = model.writer.ids(_messages(question))
-        model.context.check_fits(ids)
+        draft = model.writer.draft(_messages(question))
         tokenised = perf_counter()
         photos = [model.vision.read(path) for path in question.images]
         prepared = perf_counter()
         features = [self._numbered(model.vision.encode(photo)) for photo in photos]
+        counts = [len(image.tokens) for image in features]
+        ids = model.writer.ids(draft, counts)
+        model.context.check_fits(ids, len(photos))
         seen = perf_counter()
         timed = _TimedSelection(select)
         prefill = model.context.prefill(
@@ -139,11 +142,10 @@ class TurnTimer:
         if generated.finish_reason == "context":
             raise self._too_long(len(ids))
         sampled = generated.seconds
-        tokens = len(photos) * model.manifest.vision.tokens
         spans = [
             Span(PROMPT, "tokenise", tokenised - began),
             Span(PROMPT, "photo", prepared - tokenised, calls=len(photos)),
-            Span(VISION, "vision", seen - prepared, calls=len(photos), leaving=tokens),
+            Span(VISION, "vision", seen - prepared, calls=len(photos), leaving=sum(counts)),
             *_prefill_spans(model.manifest, prefill, timed.spans, prefilled - seen),
             Span(PREFILL, "sample", sampled[0] - prefilled),
             *feed.spans(sampled[-1] - sampled[0]),
@@ -168,10 +170,10 @@ class TurnTimer:
             fix="ask for fewer with --new-tokens.",
         )
 
-    def _numbered(self, values: FloatArray) -> ImageFeatures:
-        """Every photo has another number: its features are never taken for those of another."""
+    def _numbered(self, tokens: ImageTokens) -> ImageFeatures:
+        """Every photo has another number: its tokens are never taken for those of another."""
         self._photos += 1
-        return ImageFeatures(self._photos, values)
+        return ImageFeatures(self._photos, tokens)
 
 
 class _TimedSelection:

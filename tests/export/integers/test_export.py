@@ -197,7 +197,7 @@ def test_answers_are_those_of_transformers_with_the_same_weights(
     bundle = Bundle.open(bundle_of(tool))
 
     with BundleRun(bundle, len(ids)) as run:
-        result, _ = run.prefill(Prompt("text", ids, None, ()), keep_all)
+        result, _ = run.prefill(run.see(Prompt("text", ids, None, ())), keep_all)
 
     # ONNX Runtime's kernel rounds the inputs of 4-bit weights to 8 bits.
     error = np.abs(result.logits - expected).max() / np.abs(expected).max()

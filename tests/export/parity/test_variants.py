@@ -165,7 +165,7 @@ def greedy_of_reference(reference: LlavaReference, prompt: Prompt) -> list[np.nd
 
 def greedy_of_bundle(bundle: Bundle, prompt: Prompt) -> list[np.ndarray]:
     with BundleRun(bundle, len(prompt.ids) + STEPS) as run:
-        result, _ = run.prefill(prompt, keep_all)
+        result, _ = run.prefill(run.see(prompt), keep_all)
         logits = [np.array(result.logits)]
         for _ in range(STEPS - 1):
             logits.append(np.array(run.follow(np.array([logits[-1].argmax()]))[0]))

@@ -90,9 +90,9 @@ def test_vision_runs_once_per_image(
     examiner, sessions, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, session = [], sessions["pruned"]
-    stage = session.model.vision._stage
-    own = stage.run
-    monkeypatch.setattr(stage, "run", lambda *values: (runs.append(1), own(*values))[1])
+    stages = session.model.vision._stages
+    own = stages.look
+    monkeypatch.setattr(stages, "look", lambda pixels: (runs.append(1), own(pixels))[1])
     examine = examiner("pruned")
     for question in conversation_of(photos):
         examine.ask(question)

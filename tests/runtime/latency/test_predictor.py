@@ -13,7 +13,8 @@ from atp_runtime.errors import InputError
 from atp_runtime.latency.device import device_names, read_device
 from atp_runtime.latency.model import first_token_seconds, segments_seconds
 from atp_runtime.latency.predictor import PredictedLatency
-from atp_runtime.manifest import Quantisation
+from atp_runtime.latency.table import timed_stages
+from atp_runtime.manifest import FileRecord, Quantisation, Stage, VisionPruning
 
 
 @pytest.mark.parametrize(("device", "model"), PUBLISHED)
@@ -64,6 +65,22 @@ def test_a_second_image_costs_its_own_vision_stage() -> None:
     latency = PredictedLatency(manifest, read_device("orin-nx-16gb"))
     one, two = (first_token_seconds(manifest, latency, [700], images) for images in (1, 2))
     assert two - one == pytest.approx(latency.stage("vision", 576))
+
+
+def test_a_projector_of_its_own_is_counted_with_the_tower() -> None:
+    manifest = manifest_of()
+    projector = Stage("projector", "projector", "p.onnx", ("p.data",), (), ())
+    cut = replace(
+        manifest,
+        vision=replace(manifest.vision, pruning=VisionPruning("class_attention", {}, most=64)),
+        stages=(*manifest.stages, projector),
+        files={**manifest.files, "p.data": FileRecord(10**8, "")},
+    )
+    device = read_device("orin-nano-8gb")
+    whole, alone = (PredictedLatency(it, device) for it in (cut, manifest))
+    more = whole.stage("vision", 576) - alone.stage("vision", 576)
+    assert more == pytest.approx(whole.stage("projector", 64))
+    assert "projector" not in timed_stages(cut)
 
 
 def test_an_unknown_device_is_refused_with_those_there_are() -> None:
