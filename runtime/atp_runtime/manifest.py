@@ -18,10 +18,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from atp_runtime.errors import InputError
+from atp_runtime.manifest_checks import REBUILD, check_parts
 from atp_runtime.schema import from_json, to_json
 from atp_runtime.structure import Structure
 from atp_runtime.tensor_names import PLACES, ROWS
@@ -30,7 +31,6 @@ FORMAT = "atp-bundle"
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 QUERIES = TEXT, LAST, RATERS = "text", "last", "raters"
-_REBUILD = "export the bundle again with atp-export."
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ class Manifest:
             if stage.name == name:
                 return stage
         names = ", ".join(stage.name for stage in self.stages)
-        raise InputError(f"no stage {name!r}", why=f"the bundle has {names}.", fix=_REBUILD)
+        raise InputError(f"no stage {name!r}", why=f"the bundle has {names}.", fix=REBUILD)
 
     @property
     def projector(self) -> Stage | None:
@@ -337,16 +337,6 @@ def _in_dialect(stage: Stage, held: str, wanted: str) -> Stage:
     return replace(stage, graph=graphs.pop(wanted), other_graphs=graphs)
 
 
-def _check_heads(manifest: Manifest, path: Path) -> None:
-    rows = [stage.outputs[0].shape[-1] for stage in manifest.heads if stage.outputs]
-    if sum(row for row in rows if isinstance(row, int)) != manifest.text.vocabulary:
-        raise InputError(
-            f"{path}: its heads give {' + '.join(map(str, rows)) or 'no'} logits",
-            why=f"the vocabulary has {manifest.text.vocabulary} tokens.",
-            fix=_REBUILD,
-        )
-
-
 def dump_manifest(manifest: Manifest) -> str:
     """The text of `manifest.json`."""
     return json.dumps(to_json(manifest), indent=2) + "\n"
@@ -369,13 +359,10 @@ def read_manifest(bundle: Path) -> Manifest:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {error}", why="it is not JSON.", fix=_REBUILD) from error
+        raise InputError(f"{path}: {error}", why="it is not JSON.", fix=REBUILD) from error
     _check_version(value, path)
-    manifest = from_json(Manifest, value, source=str(path), fix=_REBUILD)
-    _check_paths(manifest, path)
-    _check_segments(manifest, path)
-    _check_heads(manifest, path)
-    _check_dialects(manifest, path)
+    manifest = from_json(Manifest, value, source=str(path), fix=REBUILD)
+    check_parts(manifest, path)
     return manifest
 
 
@@ -392,63 +379,4 @@ def _check_version(value: Any, path: Path) -> None:
             f"{path}: schema version {version!r}",
             why=f"this runtime reads version {SCHEMA_VERSION}.",
             fix="install the atp-llava that wrote the bundle, or export it again.",
-        )
-
-
-def _check_paths(manifest: Manifest, path: Path) -> None:
-    referred = [manifest.embedding.file, *manifest.files]
-    referred += [manifest.pruning_weights] if manifest.pruning_weights else []
-    for stage in manifest.stages:
-        referred += [stage.graph, *stage.other_graphs.values(), *stage.data]
-    for name in [*referred, manifest.processor]:
-        parts = PurePosixPath(name).parts
-        unsafe = not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name
-        if unsafe:
-            raise InputError(
-                f"{path}: path {name!r}",
-                why="a manifest may only name files inside its bundle.",
-                fix=f"do not use this bundle; {_REBUILD}",
-            )
-    missing = sorted(set(referred) - set(manifest.files))
-    if missing:
-        raise InputError(
-            f"{path}: {missing[0]!r} has no entry in `files`",
-            why="a file without a recorded hash cannot be trusted.",
-            fix=_REBUILD,
-        )
-
-
-def _check_dialects(manifest: Manifest, path: Path) -> None:
-    for stage in manifest.stages:
-        if stage.other_graphs.keys() != manifest.other_dialects.keys():
-            raise InputError(
-                f"{path}: {stage.name} has graphs in {', '.join(stage.other_graphs) or 'no'} "
-                "other dialects",
-                why=f"the bundle's are {', '.join(manifest.other_dialects) or 'none'}.",
-                fix=_REBUILD,
-            )
-
-
-def _check_segments(manifest: Manifest, path: Path) -> None:
-    expected = 0
-    for stage in manifest.segments:
-        first, last = stage.layers
-        if first != expected or last <= first:
-            raise InputError(
-                f"{path}: {stage.name} covers layers {first} to {last}",
-                why=f"segments must follow one another; layer {expected} is next.",
-                fix=_REBUILD,
-            )
-        if stage.pruning and stage.pruning.before_layer != last:
-            raise InputError(
-                f"{path}: {stage.name} prunes before layer {stage.pruning.before_layer}",
-                why=f"the segment ends at layer {last}.",
-                fix=_REBUILD,
-            )
-        expected = last
-    if expected != manifest.text.layers:
-        raise InputError(
-            f"{path}: segments end at layer {expected}",
-            why=f"the model has {manifest.text.layers} layers.",
-            fix=_REBUILD,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from atp_runtime.backends.base import item_size
 from atp_runtime.latency.memory import weight_bytes
 from atp_runtime.manifest import Manifest, Stage
-from atp_runtime.statistics import cached_bytes, segment_flops
+from atp_runtime.statistics import cached_bytes, run_flops
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class Work:
     moved: int
 
 
-def stage_work(manifest: Manifest, stage: Stage, tokens: int, past: int = 0) -> Work:
+def stage_work(
+    manifest: Manifest, stage: Stage, tokens: int, past: int = 0, visual: int = 0
+) -> Work:
     """What a run of a stage has to do.
 
     Args:
@@ -31,10 +33,11 @@ def stage_work(manifest: Manifest, stage: Stage, tokens: int, past: int = 0) -> 
         stage: Of it.
         tokens: New positions; of the vision stage, the features of its images; of a head, 1.
         past: Cached positions that a segment reads.
+        visual: Of the new ones, those that a structure spares work; weights are read all the same.
     """
     moved = _weights_read(manifest, stage)
     if stage.kind == "segment":
-        operations = segment_flops(manifest.text, stage, tokens, past)
+        operations = run_flops(manifest, stage, tokens, past, visual)
         return Work(operations, moved + (tokens + past) * cached_bytes(manifest, stage))
     if stage.kind == "head":
         rows = int(stage.outputs[0].shape[-1])

@@ -176,12 +176,20 @@ def segment_flops(text: TextModel, stage: Stage, tokens: int, past: int) -> int:
     return _depth(stage) * (2 * tokens * weights + attention)
 
 
-def call_flops(manifest: Manifest, stage: Stage, call: StageCall) -> int:
-    """Floating-point operations of a run of a segment, as executed."""
+def run_flops(manifest: Manifest, stage: Stage, tokens: int, past: int, visual: int) -> int:
+    """Floating-point operations of a run of a segment, as executed.
+
+    Args:
+        manifest: The bundle's.
+        stage: The segment.
+        tokens: New positions.
+        past: Cached positions.
+        visual: Of the new ones, those that a structure spares work.
+    """
     structure = manifest.structure
     if structure is None or structure.mode == MASKED or not stage.tells_visual:
-        return segment_flops(manifest.text, stage, call.tokens, call.past)
-    rows = PrefillRows(call.visual, call.tokens - call.visual, call.past)
+        return segment_flops(manifest.text, stage, tokens, past)
+    rows = PrefillRows(visual, tokens - visual, past)
     layers, grid = range(*stage.layers), manifest.vision.grid
     return structured_flops(manifest.text, structure, grid, layers, rows)
 
@@ -239,7 +247,10 @@ def _points(points: Iterable[PointResult]) -> tuple[PointStatistics, ...]:
 def _gflops(manifest: Manifest, calls: Iterable[StageCall]) -> float:
     stages = {stage.name: stage for stage in manifest.segments}
     calls = [call for call in calls if call.stage in stages]
-    operations = sum(call_flops(manifest, stages[call.stage], call) for call in calls)
+    operations = sum(
+        run_flops(manifest, stages[call.stage], call.tokens, call.past, call.visual)
+        for call in calls
+    )
     return operations / sum(call.seconds for call in calls) / 1e9
 
 

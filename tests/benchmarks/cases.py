@@ -16,7 +16,7 @@ from tests.runtime.latency.published import leave_one_out
 
 from atp_runtime.decoder_results import StageCall
 from atp_runtime.manifest import Manifest
-from atp_runtime.statistics import call_flops, mean_visual_tokens
+from atp_runtime.statistics import mean_visual_tokens, run_flops
 from atp_runtime.structure_work import paper_flops
 
 GIB = 2**30
@@ -104,7 +104,9 @@ def prefill_flops(manifest: Manifest, calls: Sequence[StageCall]) -> int:
     """Floating-point operations of the segments among `calls`."""
     stages = {stage.name: stage for stage in manifest.segments}
     return sum(
-        call_flops(manifest, stages[call.stage], call) for call in calls if call.stage in stages
+        run_flops(manifest, stages[call.stage], call.tokens, call.past, call.visual)
+        for call in calls
+        if call.stage in stages
     )
 
 

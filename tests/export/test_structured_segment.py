@@ -36,7 +36,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.image_tokens import Places
 from atp_runtime.manifest import Stage
 from atp_runtime.selection import Selectors
-from atp_runtime.statistics import call_flops
+from atp_runtime.statistics import run_flops
 from atp_runtime.structure import Structure
 from atp_runtime.structure_rows import Blocks, StructureRows
 from atp_runtime.tensor_names import cache_names
@@ -268,7 +268,7 @@ def test_the_counter_has_the_products_of_the_graph(combined: ExportJob) -> None:
         found = products(bundle.path(stage.graph), sizes)
 
         assert call.visual == manifest.vision.tokens
-        assert found == call_flops(manifest, stage, call)
+        assert found == run_flops(manifest, stage, call.tokens, call.past, call.visual)
 
 
 def products(graph: Path, sizes: dict[str, int]) -> int:

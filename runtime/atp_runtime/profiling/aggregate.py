@@ -101,7 +101,7 @@ def span_work(manifest: Manifest, span: Span, part: int) -> Work | None:
     # A tower computes all of an image, whatever a rule behind it leaves.
     whole = span.calls * manifest.vision.tokens
     tokens = whole if stage.kind == "vision" else span.entering or 0
-    work = stage_work(manifest, stage, tokens // part, span.past // part)
+    work = stage_work(manifest, stage, tokens // part, span.past // part, span.visual // part)
     quantised_tower = stage.kind == "vision" and manifest.quantisation is not None
     # A tower's arithmetic is told from its weights' bytes, which quantised ones do not say.
     return Work(0.0, work.moved) if quantised_tower else work

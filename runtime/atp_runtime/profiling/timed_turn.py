@@ -54,6 +54,7 @@ class Span:
         entering: Tokens that entered it, of all its runs; None where tokens do not.
         leaving: Tokens that left it, likewise.
         past: Cached positions that it read, of all its runs.
+        visual: Of what entered, tokens that a structure spares work, of all its runs.
     """
 
     phase: str
@@ -63,6 +64,7 @@ class Span:
     entering: int | None = None
     leaving: int | None = None
     past: int = 0
+    visual: int = 0
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,7 @@ def _stage_spans(phase: str, calls: Sequence[StageCall]) -> list[Span]:
             entering=sum(call.tokens for call in runs),
             leaving=sum(call.tokens for call in runs),
             past=sum(call.past for call in runs),
+            visual=sum(call.visual for call in runs),
         )
         for stage, runs in by_stage.items()
     ]
