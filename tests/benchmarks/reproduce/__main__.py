@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.reproduce.report import write_report
-from tests.benchmarks.reproduce.work import Work, kept_at_points, kept_once
+from tests.benchmarks.reproduce.work import TOKENS, Work, kept_at_points, kept_once
 from tests.benchmarks.workbench import OUTPUT
 
 SCENES, OTHER, EASY = "scenes-test", "scenes-other-style", "easy-vqa-test"
@@ -21,7 +21,13 @@ SCENES, OTHER, EASY = "scenes-test", "scenes-other-style", "easy-vqa-test"
 def main() -> int:
     """Measures what is not measured yet; exit code 1 if a promise is not met."""
     parser = argparse.ArgumentParser(prog="just reproduce", description=__doc__)
-    parser.add_argument("--limit", type=int, metavar="N", help="questions of each data set")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="questions of each data set (default: %(default)s)",
+    )
     parser.add_argument("--work", type=Path, default=OUTPUT / "reproduce", metavar="DIR")
     parser.add_argument("--skip-torch", action="store_true", help="leave PyTorch's scores out")
     options = parser.parse_args()
@@ -73,11 +79,10 @@ def _baselines(work: Work, runs: dict[str, Any], scenes: Path, bundle: Path) -> 
     kept = ",".join(map(str, kept_at_points(runs["ATP 144"])))
     for rule in ("random", "uniform"):
         runs[rule] = work.run(rule, bundle, scenes, "--select", rule, "--keep", kept)
-    fastv = work.bundle("fastv", work.checkpoint(), "--prune-at", "2")
-    once = str(kept_once(runs["ATP 144"]["tokens"]["mean"]["mean"], layer=2))
-    runs["last row, K = 2 (FastV)"] = work.run(
-        "fastv", fastv, scenes, "--select", "last_row", "--keep", once
-    )
+    once = kept_once(runs["ATP 144"]["tokens"]["mean"]["mean"], layer=2)
+    policy = ("--policy", "fastv", "--set", "layer=2", "--set", f"ratio={1 - once / TOKENS:.6f}")
+    fastv = work.bundle("fastv", work.checkpoint(), *policy)
+    runs["last row, K = 2 (FastV)"] = work.run("fastv", fastv, scenes)
     return ["random", "uniform", "fastv"]
 
 

@@ -19,11 +19,11 @@ class Work:
 
     Attributes:
         directory: Where it goes.
-        limit: Questions of each data set; None is all.
+        limit: Questions of each data set.
     """
 
     directory: Path
-    limit: int | None
+    limit: int
 
     def checkpoint(self) -> Path:
         """The trained demo."""
@@ -64,8 +64,8 @@ class Work:
     def run(self, name: str, bundle: Path, data: Path, *options: str) -> dict[str, Any]:
         """The report of `atp-eval`; what it has answered already is not asked again."""
         path = self.directory / "runs" / name
-        limit = [] if self.limit is None else ["--limit", str(self.limit)]
-        self._call(BIN / "atp-eval", bundle, data, "--output", path, *limit, *options)
+        words = ["--output", path, "--limit", str(self.limit), *options]
+        self._call(BIN / "atp-eval", bundle, data, *words)
         found: dict[str, Any] = json.loads((path / "report.json").read_text(encoding="utf-8"))
         return found
 
