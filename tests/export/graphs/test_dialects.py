@@ -18,8 +18,8 @@ from atp_runtime.manifest import TensorSpec
 HEADS, KV_HEADS, HEAD_DIM, EPS = 6, 2, 8, 1e-5
 INPUTS = {
     "q": (1, "kept", HEADS, HEAD_DIM),
-    "k": (1, "key", KV_HEADS, HEAD_DIM),
-    "v": (1, "key", KV_HEADS, HEAD_DIM),
+    "k": (1, "past", KV_HEADS, HEAD_DIM),
+    "v": (1, "past", KV_HEADS, HEAD_DIM),
     "angles": (1, "kept", HEAD_DIM // 2),
 }
 OUTPUTS = {
@@ -83,7 +83,7 @@ WEIGHT = np.linspace(0.5, 2, HEAD_DIM, dtype=np.float32)
 
 def run(session: onnxruntime.InferenceSession, kept: int, key: int) -> dict[str, np.ndarray]:
     """Inputs and outputs of one run on random numbers."""
-    lengths = {"kept": kept, "key": key}
+    lengths = {"kept": kept, "past": key}
     rng = np.random.default_rng(kept + 100 * key)
     inputs = {
         name: rng.normal(size=[lengths.get(str(size), size) for size in shape]).astype(np.float32)
