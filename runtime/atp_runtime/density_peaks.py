@@ -30,7 +30,7 @@ def density_peaks(rows: npt.NDArray[Any], count: int, neighbours: int) -> IndexA
     Returns:
         int64 [n], clusters being numbered by their centres' order.
     """
-    squares = _squares(rows.astype(np.float64))
+    squares = _mean_squares(rows.astype(np.float64))
     distance = np.sqrt(squares)
     others = np.sort(squares + np.diag(np.full(len(rows), np.inf)), axis=1)[:, :-1]
     sparseness = np.zeros(len(rows))
@@ -50,11 +50,12 @@ def density_peaks(rows: npt.NDArray[Any], count: int, neighbours: int) -> IndexA
     return cluster
 
 
-def _squares(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Squared distances [n, n], from products: differences would need [n, n, width]."""
+def _mean_squares(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean squared differences [n, n], from products: differences would need [n, n, width]."""
     products = rows @ rows.T
     norms = np.diag(products)
-    squares: npt.NDArray[np.float64] = norms[:, np.newaxis] + norms - 2 * products
-    np.fill_diagonal(squares, 0)
-    squares = np.maximum(squares, 0) / rows.shape[1]
-    return squares
+    means: npt.NDArray[np.float64] = (norms[:, np.newaxis] + norms - 2 * products) / rows.shape[1]
+    np.fill_diagonal(means, 0)
+    # What is all but zero may come out below it.
+    np.maximum(means, 0, out=means)
+    return means
