@@ -87,7 +87,10 @@ class Selection:
     merges: Merges | None = None
 
     def keep_indices(self, visual: VisualTokens, tokens: int) -> IndexArray:
-        """Every position of a sequence of `tokens` but the dropped visual ones: int64 [kept]."""
+        """Every position of a sequence of `tokens` but the dropped visual ones: int64 [kept].
+
+        A merged token has the position of the one in whose place it stands.
+        """
         stays = np.ones(tokens, dtype=np.bool_)
         stays[visual.index[~self.kept]] = False
         return np.flatnonzero(stays)
@@ -127,7 +130,8 @@ class PointSelector:
         weights: The bundle's ATP modules by prefix, see `load_pruning_weights`.
 
     Raises:
-        InputError: See `check_parameters`; or the rule's weights are not there.
+        InputError: See `check_parameters`; or the rule's weights are not there, or it merges tokens
+            and the point does not say so.
     """
 
     def __init__(self, point: PruningPoint, weights: Mapping[str, AtpWeights]) -> None:
