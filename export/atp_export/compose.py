@@ -34,6 +34,7 @@ from atp_runtime.tensor_names import (
     IMAGE_FEATURES,
     KEYS,
     MEAN_KEYS,
+    MERGE_WEIGHTS,
     PATCH_FEATURES,
     SCORES,
     cache_names,
@@ -118,24 +119,32 @@ class StageComposer:
         (features,) = builder.call(piece, inputs, label="", names=_below("model.", piece))
         return builder.finish({IMAGE_FEATURES: features})
 
-    def segment(self, name: str, first: int, last: int, *, scored: bool) -> StageGraph:
-        """Layers [first, last), with the scorer's inputs and outputs if `scored`."""
+    def segment(
+        self, name: str, first: int, last: int, *, scored: bool, merging: bool = False
+    ) -> StageGraph:
+        """Layers [first, last), with the scorer's inputs and outputs if `scored`.
+
+        If `merging`, tokens may be merged at its entry.
+        """
         signature = segment_signature(
             self.spec,
             self._dtype,
             first=first,
             last=last,
             scored=scored,
+            merging=merging,
             structure=self._structure,
         )
         builder = StageBuilder(name, signature, opset=self._opset)
         inputs, entry = builder.inputs, self._pieces.entry
-        outputs: dict[str, ir.Value] = {}
+        pool, outputs = inputs["hidden_states"], dict[str, ir.Value]()
+        if merging:
+            (pool,) = builder.call(self._pieces.merge, [pool, inputs[MERGE_WEIGHTS]], label="merge")
         # How long the past is made is taken from the first layer's keys.
         past = ("past_length", cache_names(first)[0])
-        taken = ("hidden_states", "keep_indices", "position_ids", *past)
+        taken = [inputs[name] for name in ("keep_indices", "position_ids", *past)]
         hidden, cos, sin, mask = builder.call(
-            entry, [inputs[name] for name in taken], label="entry", names=_below("rope.", entry)
+            entry, [pool, *taken], label="entry", names=_below("rope.", entry)
         )
         structured = self._structured(builder, first)
         for layer in range(first, last):

@@ -97,6 +97,11 @@ class ExportPlan:
         """Whether any segment ends at a pruning point."""
         return any(segment.pruning for segment in self.segments)
 
+    def merges_before(self, segment: SegmentPlan) -> bool:
+        """Whether tokens may be merged at the segment's entry."""
+        before = (it.pruning for it in self.segments if it.last == segment.first)
+        return any(point is not None and point.merges for point in before)
+
 
 def make_plan(  # noqa: PLR0913
     spec: ModelSpec,
@@ -155,6 +160,9 @@ def make_plan(  # noqa: PLR0913
     heads = _heads(spec.text, max_segment_bytes, DTYPES[precision])
     _check_counts(points, vision)
     axes = _axes(spec, longest, vision) | _structure_axes(spec, longest, structure)
+    if any(point.merges for point in points):
+        # One of one token would be that token.
+        axes["merged"] = AxisRange(1, 1, max(1, longest // 2))
     return ExportPlan(
         spec, precision, dialects, segments, heads, axes, stored_bytes, structure, vision
     )

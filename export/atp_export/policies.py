@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,30 @@ class PyramidDrop(Policy):
         """Three points, unless layers are given."""
         layers = self.layers or tuple(depth * quarter // 4 for quarter in (1, 2, 3))
         return tuple(_by_last_token(layer, self.ratio) for layer in layers)
+
+
+@dataclass(frozen=True)
+class ILlava(Policy):
+    """iLLaVA (arXiv 2412.06263), what it does in the decoder: once, the rest merged into one token.
+
+    By the attention of the prompt's last token; that which weighs the rest, too.
+
+    Attributes:
+        layer: Tokens are merged before it; None is 8 of 32, as in the paper, at this depth.
+        ratio: The share of the visual tokens of an image that is merged.
+    """
+
+    layer: int | None = None
+    ratio: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_share("ratio", self.ratio)
+
+    def points(self, depth: int) -> tuple[PruningPoint, ...]:
+        """One point."""
+        layer = max(depth // 4, 1) if self.layer is None else self.layer
+        parameters = {"ratio": 1 - self.ratio, "score": "cross"}
+        return (PruningPoint(layer, "merge_rest", parameters, queries=LAST, merges=True),)
 
 
 @dataclass(frozen=True)
@@ -163,10 +187,12 @@ class UniformGrid(TopK):
 class SparseVlm(TopK):
     """SparseVLM (arXiv 2410.04417): by what the words that resemble the image attend to.
 
-    The paper's counts are of 576 tokens; its recycling of dropped tokens is not there yet.
+    The paper's counts are of 576 tokens.
 
     Attributes:
         keep: How many stay at each point; None is the paper's 300, 200 and 110.
+        recycle: Whether some more are made of the best of the others, see
+            `atp_runtime.pruning_rules.Recycle`.
         layers: Where; None is behind the paper's layers 2, 6 and 15 of 32, at this depth.
         score: Its own.
         queries: Its raters.
@@ -174,13 +200,17 @@ class SparseVlm(TopK):
 
     score: str = "cross"
     queries: str = RATERS
+    recycle: bool = True
 
     def points(self, depth: int) -> tuple[PruningPoint, ...]:
         """A point per layer; the paper's that fall together are one."""
         usual = sorted({min(max(round(depth * at / 32), 1), depth - 1) for at in (3, 7, 16)})
         layers = self.layers or tuple(usual)
         keep = self.keep or (300, 200, 110)[-len(layers) :]
-        return TopK(keep, layers, self.score, self.queries).points(depth)
+        points = TopK(keep, layers, self.score, self.queries).points(depth)
+        if not self.recycle:
+            return points
+        return tuple(replace(point, rule="recycle", merges=True) for point in points)
 
 
 @dataclass(frozen=True)
@@ -216,6 +246,7 @@ POLICIES: Mapping[str, type[Policy]] = {
     "fastv": FastV,
     "pyramiddrop": PyramidDrop,
     "sparsevlm": SparseVlm,
+    "illava": ILlava,
     "vtw": Vtw,
     "topk": TopK,
     "random": RandomTokens,

@@ -17,6 +17,7 @@ from atp_runtime.tensor_names import (
     IMAGE_FEATURES,
     KEYS,
     MEAN_KEYS,
+    MERGE_WEIGHTS,
     PATCH_FEATURES,
     PLACES,
     ROWS,
@@ -81,11 +82,13 @@ def segment_signature(
     first: int,
     last: int,
     scored: bool,
+    merging: bool = False,
     structure: Structure | None = None,
 ) -> Signature:
     """Layers [first, last), with what a scorer takes and gives if `scored`.
 
-    With a structure that covers them, it is told which rows are visual.
+    If `merging`, it is told what to merge. With a structure that covers them, it is told which rows
+    are visual.
     """
     hidden, width = spec.text.hidden, (spec.text.kv_heads, spec.text.head_dim)
     inputs = [
@@ -99,6 +102,8 @@ def segment_signature(
         names = cache_names(layer)
         inputs += [TensorSpec(name, dtype, (1, "past", *width)) for name in names[:2]]
         outputs += [TensorSpec(name, dtype, (1, "kept", *width)) for name in names[2:]]
+    if merging:
+        inputs.append(TensorSpec(MERGE_WEIGHTS, FLOAT, ("merged", "tokens")))
     if structure is not None and structure.covers(first):
         inputs += _row_inputs(spec, structure)
     if scored:
@@ -139,6 +144,7 @@ def plan_signatures(plan: ExportPlan) -> dict[str, Signature]:
             first=segment.first,
             last=segment.last,
             scored=segment.pruning is not None,
+            merging=plan.merges_before(segment),
             structure=plan.structure,
         )
         for segment in plan.segments

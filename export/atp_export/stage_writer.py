@@ -77,9 +77,10 @@ class StageWriter:
 
     def _write_segment(self, segment: SegmentPlan) -> FinishedStep:
         name, layers, pruning = segment.name, (segment.first, segment.last), segment.pruning
+        merging = self.job.plan.merges_before(segment)
 
         def compose(composer: StageComposer) -> StageGraph:
-            return composer.segment(name, *layers, scored=pruning is not None)
+            return composer.segment(name, *layers, scored=pruning is not None, merging=merging)
 
         return self._write_stage(name, "segment", compose, layers=layers, pruning=pruning)
 

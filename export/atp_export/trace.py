@@ -114,6 +114,7 @@ def trace(
 EXAMPLE_SIZES = {
     "tokens": 11,
     "kept": 7,
+    "merged": 4,
     "past": 5,
     "rows": 3,
     "images": 2,

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 
 from atp_export.graphs.dialects import DIALECTS
-from atp_export.graphs.pieces import AttentionScorer, DecoderLayer, Head, SegmentEntry
+from atp_export.graphs.pieces import (
+    AttentionScorer,
+    DecoderLayer,
+    Head,
+    SegmentEntry,
+    TokenMerge,
+)
 from atp_export.graphs.vision import (
     ClassScorer,
     ClassSimilarity,
@@ -49,6 +55,15 @@ class TracedPieces:
         ]
         outputs = ["hidden_states_kept", "cos", "sin", "mask"]
         return self._trace(partial(SegmentEntry, self.text, self.dialect), arguments, outputs)
+
+    @cached_property
+    def merge(self) -> Piece:
+        """`TokenMerge`."""
+        arguments = [
+            Argument("hidden_states", (1, "tokens", self.text.hidden), self.dtype),
+            Argument("merge_weights", ("merged", "tokens"), FLOAT),
+        ]
+        return self._trace(partial(TokenMerge), arguments, ["pool"])
 
     @cached_property
     def layer(self) -> Piece:

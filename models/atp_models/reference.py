@@ -25,7 +25,7 @@ from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
 from atp_models.quantised.reference import round_inputs
 from atp_models.quiet import quiet_transformers
-from atp_models.reference_layers import ATTENTION, LayerStep, Tokens
+from atp_models.reference_layers import ATTENTION, LayerStep, Survivors, Tokens
 from atp_models.reference_queries import asked_tokens
 from atp_models.reference_structure import layer_runner
 from atp_runtime.structure import Structure
@@ -240,7 +240,7 @@ class PrunedRun:
         self,
         hidden: Tensor,
         visual: Tensor,
-        keep: Mapping[int, Tensor] | None = None,
+        keep: Mapping[int, Survivors] | None = None,
         places: Tensor | None = None,
     ) -> PrunedStep:
         """Runs a prompt, or the next token.
@@ -248,8 +248,7 @@ class PrunedRun:
         Args:
             hidden: [1, tokens, hidden], see `LlavaReference.embed`.
             visual: bool [tokens], which of them are image features.
-            keep: By layer, the tokens that enter it: int64 [kept], rising, indices into the
-                tokens that entered the layer before it.
+            keep: By layer, the tokens that enter it, of those that entered the layer before it.
             places: See `Tokens`; a structure asks for them.
         """
         positions = torch.arange(self._position, self._position + hidden.shape[1])
@@ -261,7 +260,7 @@ class PrunedRun:
         }
         for number, layer in enumerate(self._layers):
             if keep and number in keep:
-                hidden, tokens = hidden[:, keep[number]], tokens.keep(keep[number])
+                hidden, tokens = keep[number].of(hidden, tokens)
             who = asked.get(number + 1)
             among = None if who is None else torch.isin(tokens.positions, who)
             steps.append(self._runner.run(layer, hidden, tokens, among))

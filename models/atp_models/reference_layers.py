@@ -62,6 +62,37 @@ class Tokens:
 
 
 @dataclass(frozen=True, eq=False)
+class Survivors:
+    """What goes on of the tokens that left a layer.
+
+    Attributes:
+        indices: int64 [kept], rising: whose positions those that enter the next one have.
+        merged: int64 [merged]: which of the kept are made of others.
+        shares: float32 [merged, tokens]: the share of each token in each of these.
+    """
+
+    indices: Tensor
+    merged: Tensor
+    shares: Tensor
+
+    @classmethod
+    def unmerged(cls, indices: Tensor, tokens: int) -> Survivors:
+        """Tokens as they are, at `indices` (int64 [kept]) among `tokens`."""
+        return cls(indices, torch.zeros(0, dtype=torch.int64), torch.zeros(0, tokens))
+
+    def of(self, hidden: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+        """Hidden states [1, kept, hidden] of [1, tokens, hidden], and what the tokens are.
+
+        Merged ones have no row and column.
+        """
+        kept, left = hidden[:, self.indices], tokens.keep(self.indices)
+        kept[:, self.merged] = (self.shares.double() @ hidden.double()).to(hidden.dtype)
+        if left.places is not None:
+            left.places[self.merged, 1:] = -1
+        return kept, left
+
+
+@dataclass(frozen=True, eq=False)
 class LayerStep:
     """What one decoder layer did with one chunk.
 

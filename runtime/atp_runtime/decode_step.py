@@ -18,6 +18,8 @@ import numpy as np
 from atp_runtime.backends.base import ALIGNMENT, Backend, DeviceArray, item_size
 from atp_runtime.chunk import Chunk
 from atp_runtime.decoder_parts import Head, Segment
+from atp_runtime.segment_entry import Entry, MergeTable
+from atp_runtime.tensor_names import MERGE_WEIGHTS
 from atp_runtime.workspace import Scorer, Workspace
 
 # Positions. On average half a bucket is read in vain: 64 positions of a 7B model in FP16 are
@@ -69,6 +71,7 @@ class DecodeStep:
         first = np.zeros(1, dtype=np.int64)
         constant = space.write_sequence(first, first, past=0)
         scorer = space.write_scorer(Scorer.for_sequence(Chunk.text(1).visual(), 1))
+        merges = MergeTable(backend).write(Entry.everything(1).merge_weights)
         make: _MakeRun = _RecordedSegment if backend.replays else _DirectSegment
         self.hidden = space.hidden_states(0, 1)
         runs: list[Callable[[], None]] = []
@@ -81,6 +84,8 @@ class DecodeStep:
             }
             if segment.stage.pruning:
                 inputs |= scorer
+            if segment.stage.merges:
+                inputs[MERGE_WEIGHTS] = merges
             if segment.stage.tells_visual:
                 inputs |= text_row
             runs.append(make(segment, inputs, space.outputs(segment.number, segment.stage, 1)))

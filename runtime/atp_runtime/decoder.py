@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.kv_cache import SegmentCache
 from atp_runtime.manifest import LAST, RATERS, PruningPoint
 from atp_runtime.raters import raters
+from atp_runtime.segment_entry import Entry, MergeTable
 from atp_runtime.selection import (
     FloatArray,
     IndexArray,
@@ -35,7 +36,7 @@ from atp_runtime.selection import (
     VisualTokens,
 )
 from atp_runtime.structure_tables import StructureTables
-from atp_runtime.tensor_names import SCORES
+from atp_runtime.tensor_names import MERGE_WEIGHTS, SCORES
 from atp_runtime.workspace import Scorer, Workspace
 
 
@@ -94,6 +95,7 @@ class SegmentedDecoder:
         vocabulary = manifest.text.vocabulary
         self._logits = backend.allocate_shared(vocabulary * 4).array((1, vocabulary), "float32")
         self._heads = heads_side_by_side(heads, self._logits)
+        self._merges = MergeTable(backend)
         self._structure = StructureTables(backend, manifest)
         self._text_row = StructureTables(backend, manifest).write(Chunk.text(1).visual(), 1)
         self._step = self._make_step()
@@ -232,14 +234,16 @@ class SegmentedDecoder:
         flow = space.hidden_states(0, len(chunk))
         self._backend.write(flow, hidden)
         going = np.arange(len(chunk))
-        keep, visual = going, chunk.visual()
+        entry, visual = Entry.everything(len(chunk)), chunk.visual()
         judges = raters(hidden[0], visual.index) if self._rated else visual.index[:0]
         points = []
         for segment in self._segments:
-            going, stage = going[keep], segment.stage
+            going, stage = going[entry.place], segment.stage
             positions = self._position + going
-            inputs = space.write_sequence(keep, positions, segment.cache.length)
+            inputs = space.write_sequence(entry.keep_indices, positions, segment.cache.length)
             inputs["hidden_states"] = flow
+            if stage.merges:
+                inputs[MERGE_WEIGHTS] = self._merges.write(entry.merge_weights)
             scorer = self._asked(stage.pruning, visual, len(going), np.searchsorted(going, judges))
             if stage.pruning:
                 inputs |= space.write_scorer(scorer)
@@ -248,15 +252,16 @@ class SegmentedDecoder:
             outputs = space.outputs(segment.number, stage, len(going))
             spared = int((visual.row >= 0).sum()) if stage.tells_visual else 0
             self._run_segment(segment, inputs, outputs, len(going), spared)
-            flow, keep = outputs["hidden_states_out"], np.arange(len(going))
+            flow, entry = outputs["hidden_states_out"], Entry.everything(len(going))
             if stage.pruning:
                 scores = self._scores(outputs)
-                selection = select(stage.pruning, *scores, scorer.has_text, visual)
-                keep = _survivors(stage.pruning, selection, visual, len(going))
+                shown = replace(visual, hidden=partial(self._rows, flow, visual.index))
+                selection = select(stage.pruning, *scores, scorer.has_text, shown)
+                entry = _survivors(stage.pruning, selection, visual, len(going))
                 points.append(
-                    PointResult(stage.pruning.before_layer, going, going[keep], selection)
+                    PointResult(stage.pruning.before_layer, going, going[entry.place], selection)
                 )
-                visual = visual.survivors(selection.kept)
+                visual = visual.survivors(selection.kept, selection.merges)
         logits = self._run_head(space.last_hidden_state(len(self._segments), len(going)))
         self._position += len(chunk)
         return PrefillResult(logits, tuple(points), self.calls)
@@ -321,6 +326,11 @@ class SegmentedDecoder:
         own, cross = self._download(*(outputs[name] for name in SCORES))
         return own, cross
 
+    def _rows(self, hidden: DeviceArray, index: IndexArray) -> FloatArray:
+        (rows,) = self._download(hidden)
+        chosen: FloatArray = rows[0, index]
+        return chosen
+
     def _download(self, *arrays: DeviceArray) -> list[FloatArray]:
         # Downloads may be views of memory that the next run overwrites.
         return [np.array(it, dtype=np.float32) for it in self._backend.download_all(*arrays)]
@@ -340,12 +350,12 @@ class SegmentedDecoder:
 
 def _survivors(
     point: PruningPoint, selection: Selection, visual: VisualTokens, tokens: int
-) -> IndexArray:
-    keep = selection.keep_indices(visual, tokens)
-    if len(keep) == 0:
+) -> Entry:
+    entry = Entry.of(selection, visual, tokens)
+    if len(entry.place) == 0:
         raise InputError(
             f"no token is left before layer {point.before_layer}",
             why=f"the rule {point.rule!r} dropped every visual token and the prompt has no text.",
             fix="ask a question about the image.",
         )
-    return keep
+    return entry

@@ -7,6 +7,7 @@ without one is not a bundle. Every dimension that changes between calls is a nam
 * `kept`: N', the tokens that stay after the gather at the segment's entry
 * `past`: P, the positions of the segment's cache that a call is given; how many of them hold
   keys and values is its input `past_length`
+* `merged`: tokens that a segment makes of others at its entry, one at least; it need not be used
 * `rows`: T, the text tokens whose attention the scorer averages
 * `images`: the images of one call of the vision stage
 * `others`, `visual`, `blocks`: rows that are told apart, see `atp_runtime.structure_rows`
@@ -25,7 +26,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.manifest_checks import REBUILD, check_parts
 from atp_runtime.schema import from_json, to_json
 from atp_runtime.structure import Structure
-from atp_runtime.tensor_names import PLACES, ROWS
+from atp_runtime.tensor_names import MERGE_WEIGHTS, PLACES, ROWS
 
 FORMAT = "atp-bundle"
 SCHEMA_VERSION = 2
@@ -67,6 +68,8 @@ class PruningPoint:
         queries: Whose attention the cross scores are: `TEXT`, the mean of all text behind the last
             image; `LAST`, that of the last token alone; `RATERS`, the mean of the text that
             resembles the image most, see `atp_runtime.raters`.
+        merges: Whether the rule may merge tokens; the segment behind the point then takes
+            `MERGE_WEIGHTS`.
     """
 
     before_layer: int
@@ -74,6 +77,7 @@ class PruningPoint:
     parameters: Mapping[str, Any]
     weights: str | None = None
     queries: str = TEXT
+    merges: bool = False
 
     def __post_init__(self) -> None:
         if self.queries not in QUERIES:
@@ -113,6 +117,11 @@ class Stage:
     def tells_visual(self) -> bool:
         """Whether it is told which rows are visual, see `atp_runtime.structure_tables`."""
         return any(spec.name in (*ROWS, PLACES) for spec in self.inputs)
+
+    @property
+    def merges(self) -> bool:
+        """Whether it can merge tokens of the segment before."""
+        return any(spec.name == MERGE_WEIGHTS for spec in self.inputs)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The selection rules, by the name that a bundle's manifest calls them.
 
 A rule is the frozen dataclass of its parameters; `prepare` gives the pure function from one
-image's scores to a `Verdict`: how much the rule wants each token, and how many of them.
+image's scores to a `Verdict`: how much the rule wants each token, and how many of them; and what it
+makes of the others, if it does not just drop them.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import abc
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from atp_runtime import atp, registered
 from atp_runtime.blind_order import random_order, spread_order
+from atp_runtime.density_peaks import density_peaks
 from atp_runtime.errors import InputError
+from atp_runtime.merges import IndexArray, Shares, weighted_mean
 
 SCORES = ("self", "cross", "mean", "random", "grid")
 """What `TopK` ranks by."""
@@ -34,6 +39,8 @@ class ImageScores:
         has_text: Whether any text follows.
         row: int64 [n], the row of the patch, -1 without a place on the grid.
         column: int64 [n], likewise.
+        hidden: Gives the hidden states [n, hidden] that leave the layer, which costs a download;
+            None where scores are all there is.
     """
 
     own: npt.NDArray[np.float32]
@@ -41,6 +48,7 @@ class ImageScores:
     has_text: bool
     row: npt.NDArray[np.int64]
     column: npt.NDArray[np.int64]
+    hidden: Callable[[], npt.NDArray[np.float32]] | None = None
 
     def normalised(self, how: str = "min_max") -> tuple[atp.Vector, atp.Vector]:
         """Both scores [n], scaled; cross scores are 0 without text."""
@@ -53,16 +61,23 @@ class ImageScores:
         return atp.redundancy_scores(own, cross, has_text=self.has_text)
 
 
+Merge = Callable[[IndexArray, int], Shares]
+"""From the tokens that do not stay (int64, rising) and a number, at most theirs, that many tokens
+made of them: float64 [number, n], the share of each token; no token is in two."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a rule wants for one image.
 
     Attributes:
         priority: float64 [n]; the tokens of highest priority stay.
-        count: How many stay, before `min_keep` and `max_keep`.
+        count: How many go on, before `min_keep` and `max_keep`.
         idle: What the user should hear when that is all of them.
         measured: What the rule computed on the way, by name.
         note: What the user should hear in any case.
+        merged: How many of the `count` are made of the tokens that do not stay.
+        merge: How; None of a rule that drops them.
     """
 
     priority: atp.Vector
@@ -70,6 +85,8 @@ class Verdict:
     idle: str
     measured: Mapping[str, float] = field(default_factory=dict)
     note: str | None = None
+    merged: int = 0
+    merge: Merge | None = None
 
 
 Decide = Callable[[ImageScores], Verdict]
@@ -82,7 +99,10 @@ class Rule(abc.ABC):
     Attributes:
         min_keep: At least so many tokens of an image stay, or all it has left.
         max_keep: At most so many do; None is no bound.
+        merges: Whether it makes tokens of others; such count as staying.
     """
+
+    merges: ClassVar[bool] = False
 
     min_keep: int = 0
     max_keep: int | None = None
@@ -209,7 +229,10 @@ class TopK(FixedRule):
         score: One of `SCORES`: "self", "cross", or "mean" of both, each scaled to 0..1; without
             text after the image, "self" stands in for these. "random" and "grid" look at none:
             any tokens, others for other images, or such as lie evenly on the image.
+        name: The rule's.
     """
+
+    name: ClassVar[str] = "top_k"
 
     keep: int | None = None
     ratio: float | None = None
@@ -234,7 +257,8 @@ class TopK(FixedRule):
             count, asked = min(self.keep or 0, tokens), f"keeps up to {self.keep}"
         else:
             count, asked = math.floor(self.ratio * tokens + 0.5), f"keeps {self.ratio:.4g} of them"
-        return Verdict(scores, count, idle=f"all {tokens} tokens stay: top_k {asked}", note=note)
+        idle = f"all {tokens} tokens stay: {self.name} {asked}"
+        return Verdict(scores, count, idle=idle, note=note)
 
     def _scores(self, image: ImageScores) -> tuple[atp.Vector, str | None]:
         if self.score == "mean":
@@ -247,6 +271,76 @@ class TopK(FixedRule):
             return image.cross.astype(np.float64), None
         unmet = "no text follows the image, so its tokens are ranked by their self scores"
         return image.own.astype(np.float64), unmet if self.score == "cross" else None
+
+
+@dataclass(frozen=True)
+class MergeRest(TopK):
+    """The best tokens, and one made of all others (iLLaVA, arXiv 2412.06263).
+
+    That one is their mean, weighted by the cross scores; without text after the image all weigh the
+    same (reconstructed, see docs/policies.md).
+    """
+
+    merges = True
+    name = "merge_rest"
+
+    def decide(self, image: ImageScores) -> Verdict:
+        """Keeps as `TopK` does, and one more."""
+        verdict = super().decide(image)
+        weights = image.cross.astype(np.float64) if image.has_text else np.ones(len(image.own))
+        rest = int(verdict.count < len(weights))
+        merge = partial(weighted_mean, weights)
+        return replace(verdict, count=verdict.count + rest, merged=rest, merge=merge)
+
+
+@dataclass(frozen=True)
+class Recycle(TopK):
+    """The best tokens, and what the best of the others become (SparseVLM, arXiv 2410.04417).
+
+    These are clustered by their hidden states, and each cluster becomes the mean of its members
+    (reconstructed: the paper's sum would leave the scale that layers are used to).
+
+    Attributes:
+        share: Of the tokens that do not stay; the best by score are recycled, the rest is dropped.
+        members: One cluster for so many of them, but one at least; both are rounded, a half up.
+        neighbours: See `density_peaks`.
+    """
+
+    merges = True
+    name = "recycle"
+    share: float = 0.3
+    members: int = 10
+    neighbours: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is {self.share}, it must be from 0 to 1")
+        if self.members < 1 or self.neighbours < 1:
+            raise ValueError("members and neighbours must be 1 or more")
+
+    def decide(self, image: ImageScores) -> Verdict:
+        """Keeps as `TopK` does, and as many more as there are clusters."""
+        verdict = super().decide(image)
+        recycled = self._recycled(len(image.own) - verdict.count)
+        clusters = max(math.floor(recycled / self.members + 0.5), min(recycled, 1))
+        merge = partial(self._merge, image, verdict.priority)
+        return replace(verdict, count=verdict.count + clusters, merged=clusters, merge=merge)
+
+    def _recycled(self, tokens: int) -> int:
+        return math.floor(self.share * tokens + 0.5)
+
+    def _merge(
+        self, image: ImageScores, priority: atp.Vector, rest: IndexArray, clusters: int
+    ) -> Shares:
+        if image.hidden is None:
+            raise ValueError(f"{self.name} clusters hidden states, and there are none")
+        count = max(self._recycled(len(rest)), clusters)
+        best = np.sort(rest[np.argsort(-priority[rest], kind="stable")[:count]])
+        cluster = density_peaks(image.hidden()[best], clusters, self.neighbours)
+        shares = np.zeros((clusters, len(priority)))
+        shares[cluster, best] = 1 / np.bincount(cluster)[cluster]
+        return shares
 
 
 @dataclass(frozen=True)
@@ -271,6 +365,8 @@ class KeepAll(FixedRule):
 RULES: Mapping[str, type[Rule]] = {
     "atp": Atp,
     "top_k": TopK,
+    "merge_rest": MergeRest,
+    "recycle": Recycle,
     "keep_none": KeepNone,
     "keep_all": KeepAll,
 }

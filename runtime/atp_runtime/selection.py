@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -20,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from atp_runtime.atp import AtpWeights, load_pruning_weights
-from atp_runtime.errors import CheckFailedError
+from atp_runtime.errors import CheckFailedError, InputError
 from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.merges import Merges, Shares
 from atp_runtime.pruning_rules import ImageScores, KeepAll, Rule, Verdict, rule
 from atp_runtime.schema import from_json, to_json
 
@@ -38,23 +40,29 @@ class VisualTokens:
         index: int64 [n], rising: where each stands in the current sequence.
         image: int64 [n]: the image each belongs to, counted through the conversation.
         row: int64 [n]: the row of its patch, -1 for a feature that has no place on the
-            grid, such as a class token.
+            grid, such as a class token or one that others were merged into.
         column: int64 [n]: the column of its patch, -1 likewise.
+        hidden: Downloads their hidden states, float32 [n, hidden], for rules that ask; None where a
+            rule is asked about scores alone.
     """
 
     index: IndexArray
     image: IndexArray
     row: IndexArray
     column: IndexArray
+    hidden: Callable[[], FloatArray] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def survivors(self, kept: BoolArray) -> VisualTokens:
+    def survivors(self, kept: BoolArray, merges: Merges | None = None) -> VisualTokens:
         """The tokens left by `kept` (bool [n]), where they stand once the others are gone."""
         gone_before = np.cumsum(~kept)
+        row, column = self.row.copy(), self.column.copy()
+        if merges is not None:
+            row[merges.place] = column[merges.place] = -1
         return VisualTokens(
-            (self.index - gone_before)[kept], self.image[kept], self.row[kept], self.column[kept]
+            (self.index - gone_before)[kept], self.image[kept], row[kept], column[kept]
         )
 
 
@@ -63,20 +71,26 @@ class Selection:
     """What a rule decided.
 
     Attributes:
-        kept: bool [n], per visual token.
+        kept: bool [n], per visual token; one in whose place a merged one stands counts as kept.
         note: Says so when the rule did nothing, or less than its name promises; it counts
             images from 1.
         diagnostics: Per image, by its number: "tokens", "kept" and what the rule measured,
             such as "theta_r" and "theta_s"; with a `Limit` also "wanted", what would have been
-            kept without it.
+            kept without it; of a rule that merges also "merged", how many of the kept ones were
+            made of others.
+        merges: Of which tokens, if there are such.
     """
 
     kept: BoolArray
     note: str | None = None
     diagnostics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    merges: Merges | None = None
 
     def keep_indices(self, visual: VisualTokens, tokens: int) -> IndexArray:
-        """Every position of a sequence of `tokens` but the dropped visual ones: int64 [kept]."""
+        """Every position of a sequence of `tokens` but the dropped visual ones: int64 [kept].
+
+        A merged token has the position of the one in whose place it stands.
+        """
         stays = np.ones(tokens, dtype=np.bool_)
         stays[visual.index[~self.kept]] = False
         return np.flatnonzero(stays)
@@ -116,13 +130,20 @@ class PointSelector:
         weights: The bundle's ATP modules by prefix, see `load_pruning_weights`.
 
     Raises:
-        InputError: See `check_parameters`; or the rule's weights are not there.
+        InputError: See `check_parameters`; or the rule's weights are not there, or it merges tokens
+            and the point does not say so.
     """
 
     def __init__(self, point: PruningPoint, weights: Mapping[str, AtpWeights]) -> None:
         self._rule = check_parameters(point)
         self._decide = self._rule.prepare(weights, point.weights)
         self._name = _name(point)
+        if self._rule.merges and not point.merges:
+            raise InputError(
+                f"{self._name}: the rule {point.rule!r} merges tokens",
+                why="the graph behind the point was not exported for that.",
+                fix="export the bundle again, with a policy whose point says that it merges.",
+            )
 
     @property
     def keeps_all(self) -> bool:
@@ -153,34 +174,54 @@ class PointSelector:
         own = self._finite("scores.self", scores_self[visual.index])
         cross = self._finite("scores.cross", scores_cross[visual.index])
         images = _by_image(visual.image)
+        hidden = self._hidden(visual)
         verdicts = [
             self._decide(
-                ImageScores(own[at], cross[at], has_text, visual.row[at], visual.column[at])
+                ImageScores(
+                    own[at], cross[at], has_text, visual.row[at], visual.column[at], hidden(at)
+                )
             )
             for at in images.values()
         ]
         wanted = [self._bounded(verdict) for verdict in verdicts]
         counts = self._limited(wanted, limit) if limit and images else wanted
         kept = np.zeros(len(visual), dtype=np.bool_)
+        merged = []
         notes = [] if images else ["no visual tokens are left to prune"]
         diagnostics = {}
         for (image, at), verdict, want, count in zip(
             images.items(), verdicts, wanted, counts, strict=True
         ):
-            kept[at] = _best(verdict.priority, count)
             more = {"wanted": want} if limit else {}
+            kept[at], shares = _split(verdict, count)
+            if verdict.merge is not None:
+                merged.append((at, shares))
+                more["merged"] = len(shares)
             tokens = len(verdict.priority)
             diagnostics[image] = {"tokens": tokens, "kept": count, **more, **verdict.measured}
             said = self._notes(verdict, count)
             # People count from 1, as the pictures of --show-pruning do.
             notes += [f"image {image + 1}: {note}" if len(images) > 1 else note for note in said]
-        return Selection(kept, "; ".join(notes) or None, diagnostics)
+        merges = Merges.joined(merged, len(visual)) if merged else None
+        if merges is not None:
+            kept[merges.place] = True
+        return Selection(kept, "; ".join(notes) or None, diagnostics, merges)
+
+    def _hidden(
+        self, visual: VisualTokens
+    ) -> Callable[[IndexArray | slice], Callable[[], FloatArray] | None]:
+        """Gives the hidden states of some of the visual tokens, all downloaded at once."""
+        if visual.hidden is None:
+            return lambda _at: None
+        download = visual.hidden
+        every = cache(lambda: self._finite("hidden states", download()))
+        return lambda at: lambda: every()[at]
 
     def _finite(self, name: str, scores: FloatArray) -> FloatArray:
         bad = np.count_nonzero(~np.isfinite(scores))
         if bad:
             raise CheckFailedError(
-                f"{self._name}: {bad} of {len(scores)} {name} are NaN or infinite",
+                f"{self._name}: {bad} of {scores.size} {name} are NaN or infinite",
                 why="which visual tokens to keep cannot be told from them.",
                 fix="run atp-export verify on the bundle; if it is fp16, try --precision fp32.",
             )
@@ -216,11 +257,28 @@ def _by_image(image: IndexArray) -> dict[int, IndexArray | slice]:
     return {int(number): np.flatnonzero(image == number) for number in np.unique(image)}
 
 
-def _best(priority: npt.NDArray[np.float64], count: int) -> BoolArray:
-    """The `count` tokens of highest priority, of equal ones the earlier: bool [n]."""
-    kept = np.zeros(len(priority), dtype=np.bool_)
-    kept[np.argsort(-priority, kind="stable")[:count]] = True
-    return kept
+def _split(verdict: Verdict, count: int) -> tuple[BoolArray, Shares]:
+    """The tokens that stay, and those that are made of the others.
+
+    Where fewer go on than the rule wants, at least half of them are such as stay. A token made of a
+    single one is that one, and stays.
+
+    Args:
+        verdict: Of n tokens.
+        count: How many go on.
+
+    Returns:
+        bool [n], of equal priority the earlier; float64 [merged, n], together `count` tokens.
+    """
+    merged = min(verdict.merged, count if count >= verdict.count else count // 2)
+    kept = np.zeros(len(verdict.priority), dtype=np.bool_)
+    kept[np.argsort(-verdict.priority, kind="stable")[: count - merged]] = True
+    if verdict.merge is None or merged == 0:
+        return kept, np.zeros((0, len(kept)))
+    shares = verdict.merge(np.flatnonzero(~kept), merged)
+    alone = np.count_nonzero(shares, axis=1) == 1
+    kept |= shares[alone].any(axis=0)
+    return kept, shares[~alone]
 
 
 def _shares(total: int, weights: Sequence[int]) -> list[int]:

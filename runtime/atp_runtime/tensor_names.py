@@ -18,6 +18,9 @@ column of each token, -1 for what has no place."""
 ROW_AXES = ("others", "visual", "blocks")
 """The axes of these: see `StructureRows`."""
 
+MERGE_WEIGHTS = "merge_weights"
+"""What a segment behind a point that merges is told: float32 [merged, tokens], the share of each
+token of the segment before in each merged one. `keep_indices` from `tokens` on mean these."""
 
 IMAGE_FEATURES = "image_features"
 """What the decoder gets of images, after the projector."""

@@ -48,7 +48,8 @@ def stages(composer: Composers, kind: tuple[str, str], spec: ModelSpec) -> dict[
     return {
         "vision": made.vision(),
         "scored": made.segment("scored", 0, 2, scored=True),
-        "plain": made.segment("plain", 2, 4, scored=False),
+        "plain": made.segment("plain", 2, 3, scored=False),
+        "merging": made.segment("merging", 3, 4, scored=False, merging=True),
         "head": made.head(HeadPlan("head", 0, spec.text.vocabulary)),
     }
 
@@ -95,7 +96,8 @@ def test_inputs_and_outputs_are_those_of_the_contract(
     contract = {
         "vision": vision_signature(spec, dtype),
         "scored": segment_signature(spec, dtype, first=0, last=2, scored=True),
-        "plain": segment_signature(spec, dtype, first=2, last=4, scored=False),
+        "plain": segment_signature(spec, dtype, first=2, last=3, scored=False),
+        "merging": segment_signature(spec, dtype, first=3, last=4, scored=False, merging=True),
         "head": head_signature(spec, dtype, spec.text.vocabulary),
     }
     for name, graph in stages.items():
@@ -178,7 +180,7 @@ def test_every_weight_is_a_tensor_of_the_checkpoint_in_its_shape(
 ) -> None:
     shapes = spec.tensor_shapes()
     weights = [weight for graph in stages.values() for weight in graph.weights]
-    assert len({weight.source for weight in weights}) == len(weights) - 1  # rope, per segment
+    assert len({weight.source for weight in weights}) == len(weights) - 2  # rope, per segment
     for weight in weights:
         if weight.source == "rope.inv_freq":
             continue

@@ -14,7 +14,7 @@ from atp_models.checkpoint import Checkpoint
 from atp_models.random_checkpoint import write_random_checkpoint
 from atp_models.random_configs import tiny_config
 from atp_models.reference import LlavaReference
-from atp_models.reference_layers import attention_scores
+from atp_models.reference_layers import Survivors, attention_scores
 from atp_models.reference_parts import ReferenceParts
 
 IMAGE, PATCHES = 504, 16
@@ -80,7 +80,7 @@ def test_pruned_equals_hiding_the_dropped_keys_when_tokens_are_dropped(
     dropped = torch.zeros(len(ids), dtype=torch.bool)
     dropped[(ids == IMAGE).nonzero().flatten()[1::3]] = True
     pruned = reference.pruned({CUT: "text"})
-    keep = {CUT: (~dropped).nonzero().flatten()}
+    keep = {CUT: Survivors.unmerged((~dropped).nonzero().flatten(), len(ids))}
     found = [pruned.forward(hidden, ids == IMAGE, keep)]
     found += [pruned.forward(reference.embed(ids[n : n + 1]), dropped[:1]) for n in (0, 3)]
 
@@ -130,7 +130,7 @@ def test_survivors_keep_their_positions_and_the_next_chunk_goes_on_unpruned(
     kept = torch.tensor([*range(6), 9, *range(6 + PATCHES, len(ids))])
     run = reference.pruned({CUT: "text"})
 
-    first = run.forward(hidden, ids == IMAGE, {CUT: kept})
+    first = run.forward(hidden, ids == IMAGE, {CUT: Survivors.unmerged(kept, len(ids))})
     second = run.forward(reference.embed(ids[:1]), ids[:1] == IMAGE)
 
     assert first.layers[CUT - 1].tokens.positions.tolist() == list(range(len(ids)))

@@ -97,4 +97,4 @@ def test_a_rule_is_found_by_name(name: str) -> None:
 def test_an_unknown_rule_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="'topk'") as refusal:
         rule("topk")
-    assert "atp, top_k, keep_none, keep_all" in refusal.value.why
+    assert "atp, top_k, merge_rest, recycle, keep_none, keep_all" in refusal.value.why

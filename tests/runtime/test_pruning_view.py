@@ -10,6 +10,7 @@ from atp_runtime.decoder_results import PointResult
 from atp_runtime.generation import GenerationOptions
 from atp_runtime.image_tokens import Places
 from atp_runtime.manifest import PruningPoint, VisionModel
+from atp_runtime.merges import Merges
 from atp_runtime.pruning_view import draw_answer, point_views, pruned_images
 from atp_runtime.selection import Selection, VisualTokens
 from atp_runtime.session import Session
@@ -79,6 +80,22 @@ def test_class_token_has_no_place_when_the_grid_is_shown(
     point = PointResult(2, np.arange(19), kept, Selection(np.arange(17) < 3))
     views = point_views(replace(answer, chunk=chunk, points=(point,)), 0, vision)
     assert [patches(view.kept) for view in views] == [{(0, 0), (0, 1)}]
+
+
+def test_merged_tokens_are_counted_and_drawn_nowhere(session: Session, photos: list[Path]) -> None:
+    answer = session.ask("What?", photos[:1], ONE_TOKEN)
+    chunk = Chunk.from_ids([1, *[504] * 16, 2], 504, [Places.whole(VISION)])
+    first = Merges.of(np.where(np.arange(16) < 4, 0.25, 0)[np.newaxis])
+    left = np.array([0, 1, 6, 7, 17])  # the first patch stands for four
+    points = (
+        PointResult(
+            1, np.arange(18), left, Selection(np.isin(np.arange(16), [0, 5, 6]), merges=first)
+        ),
+        PointResult(2, left, left[[0, 1, 2, 4]], Selection(np.array([True, True, False]))),
+    )
+    views = point_views(replace(answer, chunk=chunk, points=points), 0, VISION)
+    assert [patches(view.kept) for view in views] == [{(1, 1), (1, 2)}, {(1, 1)}]
+    assert [view.merged for view in views] == [1, 1]
 
 
 def test_picture_is_that_of_the_photo_alone_when_there_are_several(

@@ -88,12 +88,14 @@ def _segment_profiles(
         "past": _up_to(past, limit, past.minimum),
         "rows": _up_to(axes["rows"], limit, axes["rows"].typical),
     }
+    if "merged" in axes:
+        prefill["merged"] = _up_to(axes["merged"], limit, axes["merged"].typical)
     for axis, typical in _row_lengths(manifest, kept).items():
         most = axes[axis].maximum if axis == "blocks" else limit
         prefill[axis] = _up_to(axes[axis], most, typical)
     # What is cached when the first token is decoded; answers are short beside an image.
     decode = {"tokens": _ONE, "kept": _ONE, "past": _up_to(past, limit, kept), "rows": _ONE}
-    decode |= {"others": _ONE, "visual": _NONE, "blocks": _NONE}
+    decode |= {"merged": _ONE, "others": _ONE, "visual": _NONE, "blocks": _NONE}
     return _of_stage(PREFILL, stage, prefill), _of_stage(DECODE, stage, decode)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from atp_export.engines.profiles import tensor_shape
 from atp_runtime.engine_set import PREFILL, EngineProfile
 from atp_runtime.manifest import AxisRange, Stage, TensorSpec
-from atp_runtime.tensor_names import PLACES, ROWS, WINDOW
+from atp_runtime.tensor_names import MERGE_WEIGHTS, PLACES, ROWS, WINDOW
 
 Array = npt.NDArray[Any]
 
@@ -56,7 +56,8 @@ def sample_inputs(stage: Stage, lengths: Mapping[str, int]) -> dict[str, Array]:
     """The same random inputs on every call, by name.
 
     Hidden states, caches and pixels are normal; a part of the tokens is kept, in order, and the
-    last rows are the text whose attention a scorer averages.
+    last rows are the text whose attention a scorer averages. Where
+    tokens can be merged, the first that are kept are merged ones.
     """
     generator = np.random.default_rng(_SEED)
     inputs = {spec.name: _sample(spec, lengths, generator) for spec in stage.inputs}
@@ -65,6 +66,9 @@ def sample_inputs(stage: Stage, lengths: Mapping[str, int]) -> dict[str, Array]:
             inputs[spec.name] = _row_table(spec, lengths)
         elif spec.name == PLACES:
             inputs[spec.name] = _places(lengths)
+        elif spec.name == MERGE_WEIGHTS:
+            shape = tensor_shape(spec, lengths)
+            inputs[spec.name] = np.full(shape, 1 / lengths["tokens"], np.float32)
     return inputs
 
 
@@ -91,6 +95,9 @@ def _sample(spec: TensorSpec, lengths: Mapping[str, int], generator: np.random.G
         # Both from one seed: positions are those of the tokens that are kept.
         chosen = np.random.default_rng(_SEED).permutation(lengths["tokens"])[: lengths["kept"]]
         index = np.sort(chosen).astype(np.int64)
+        if spec.name == "keep_indices" and lengths["kept"] > 1:
+            merged = lengths.get("merged", 0)
+            index[:merged] = lengths["tokens"] + np.arange(merged)
         return index if spec.name == "keep_indices" else (_filled(lengths) + index)[None]
     if spec.name == "past_length":
         return np.array([_filled(lengths)])

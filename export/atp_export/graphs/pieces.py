@@ -1,11 +1,11 @@
 """The decoder's modules, traced once each and composed into segments and the head.
 
-A segment is `SegmentEntry`, then one `DecoderLayer` per layer, then `AttentionScorer` if it
-ends at a pruning point. Parameter names are those of the checkpoint below
-`model.language_model.layers.{l}.`, so a weight is found by its name alone.
+A segment is `TokenMerge` if tokens may be merged before it, `SegmentEntry`, then one `DecoderLayer`
+per layer, then `AttentionScorer` if it ends at a pruning point. Parameter names are those of the
+checkpoint below `model.language_model.layers.{l}.`, so a weight is found by its name alone.
 
-Axis names: `tokens` entering, `kept` after the gather, `past` cached positions and room behind
-them, `key` = past + kept, `rows` of text that the scorer averages.
+Axis names: `tokens` entering, `merged` of these, `kept` after the gather, `past` cached positions
+and room behind them, `key` = past + kept, `rows` of text that the scorer averages.
 """
 
 from __future__ import annotations
@@ -16,6 +16,23 @@ from transformers.activations import ACT2FN
 
 from atp_export.graphs.dialects import Dialect, grouped_scores
 from atp_models.architecture import TextSpec
+
+
+class TokenMerge(nn.Module):
+    """Makes tokens of others, for `SegmentEntry` to gather from as from the rest."""
+
+    def forward(self, hidden_states: Tensor, merge_weights: Tensor) -> Tensor:
+        """Sums in float32.
+
+        Args:
+            hidden_states: [1, tokens, hidden].
+            merge_weights: [merged, tokens], float32, the share of each token in each merged one.
+
+        Returns:
+            [1, tokens + merged, hidden], the merged ones last.
+        """
+        merged = merge_weights @ hidden_states[0].float()
+        return torch.cat((hidden_states, merged.unsqueeze(0).to(hidden_states.dtype)), dim=1)
 
 
 class SegmentEntry(nn.Module):

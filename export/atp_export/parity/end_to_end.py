@@ -13,9 +13,10 @@ from atp_export.parity.recording import BundleRun, Outputs, keep_all
 from atp_export.parity.report import Check
 from atp_export.parity.vision_pruning import AGAINST, Shown
 from atp_models.reference import DenseStep, LlavaReference, PrunedStep
+from atp_models.reference_layers import Survivors
 from atp_runtime.decoder_results import PointResult
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.selection import SelectTokens
+from atp_runtime.selection import BoolArray, SelectTokens
 from atp_runtime.tensor_names import SCORES, cache_names
 
 SCOPE = "end to end"
@@ -79,7 +80,9 @@ def check_pruned(
     except CheckFailedError as error:
         return Check.impossible(name, SCOPE, against, error.what), None
     manifest, prompt = run.manifest, shown.prompt
-    expected = run_reference(reference, shown, manifest, kept_before(result.points))
+    is_visual = prompt.ids == manifest.vision.image_token_id
+    survivors = kept_before(result.points, is_visual)
+    expected = run_reference(reference, shown, manifest, survivors)
     scored = {stage.layers[1]: stage.name for stage in manifest.segments if stage.pruning}
     pairs = [(_found(result.logits, outputs, scored), _pruned(expected.steps[0], scored))]
     for (_, ids), step in zip(prompt.following, expected.steps[1:], strict=True):
@@ -90,12 +93,25 @@ def check_pruned(
     return Check.of(name, SCOPE, against, detail, measures), expected
 
 
-def kept_before(points: tuple[PointResult, ...]) -> dict[int, torch.Tensor]:
-    """By layer, which of the tokens that were there go on, from the decoder's record."""
-    return {
-        point.before_layer: torch.from_numpy(np.searchsorted(point.entered, point.kept))
-        for point in points
-    }
+def kept_before(points: tuple[PointResult, ...], is_visual: BoolArray) -> dict[int, Survivors]:
+    """By layer, what goes on of the tokens that were there, from the decoder's record.
+
+    Args:
+        points: What happened at each.
+        is_visual: bool [tokens], of the prompt.
+    """
+    return {point.before_layer: _survivors(point, is_visual) for point in points}
+
+
+def _survivors(point: PointResult, is_visual: BoolArray) -> Survivors:
+    tokens, visual = len(point.entered), np.flatnonzero(is_visual[point.entered])
+    kept = np.searchsorted(point.entered, point.kept)
+    merges = point.selection.merges
+    if merges is None:
+        return Survivors.unmerged(torch.from_numpy(kept), tokens)
+    rows = np.searchsorted(kept, visual[merges.place])
+    weights = merges.weights(visual, tokens)
+    return Survivors(*map(torch.from_numpy, (kept, rows, weights)))
 
 
 def _found(

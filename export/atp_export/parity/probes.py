@@ -15,7 +15,7 @@ import onnx_ir as ir
 from atp_calibration.quantisation.choice import INT4, INT8
 from atp_runtime.errors import CheckFailedError
 from atp_runtime.manifest import Stage
-from atp_runtime.tensor_names import PLACES, ROWS, SCORES, WINDOW, cache_names
+from atp_runtime.tensor_names import MERGE_WEIGHTS, PLACES, ROWS, SCORES, WINDOW, cache_names
 
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
 _TOWER_NORM = re.compile(
@@ -82,7 +82,8 @@ def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
     names = {value.name: value for value in (*graph.inputs, *graph.outputs)}
     past_key, past_value, key, value = (names[name] for name in cache_names(layer))
     if layer == first:
-        inputs = [names["hidden_states"], names["keep_indices"]]
+        entry = ("hidden_states", "keep_indices", MERGE_WEIGHTS)
+        inputs = [names[name] for name in entry if name in names]
     else:
         inputs = [_entering(graph, stage, layer)]
         # How long the past is made is taken from the first layer's keys.

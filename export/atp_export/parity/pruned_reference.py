@@ -11,12 +11,13 @@ import torch
 from atp_export.parity.measures import Array
 from atp_export.parity.vision_pruning import Shown
 from atp_models.reference import LlavaReference, PrunedStep
-from atp_models.reference_layers import Scores
+from atp_models.reference_layers import Scores, Survivors
 from atp_runtime.chunk import Chunk
 from atp_runtime.manifest import Manifest
-from atp_runtime.tensor_names import SCORES
+from atp_runtime.segment_entry import Entry
+from atp_runtime.tensor_names import MERGE_WEIGHTS, SCORES
 
-Keep = Mapping[int, torch.Tensor]
+Keep = Mapping[int, Survivors]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class PrunedReference:
     """A prompt through the pruned reference.
 
     Attributes:
-        keep: By layer, the indices that were kept before it.
+        keep: By layer, what was kept before it.
         moments: What the steps are: "prefill", "decode" or "turn".
         steps: The prompt's, then one per chunk that follows.
     """
@@ -49,7 +50,7 @@ def run_reference(
         reference: The checkpoint.
         shown: With or without images.
         manifest: Says where scores are computed.
-        keep: By layer, the indices that are kept before it.
+        keep: By layer, what is kept before it.
     """
     points = [stage.pruning for stage in manifest.segments if stage.pruning]
     asking = {point.before_layer: point.queries for point in points}
@@ -65,6 +66,13 @@ def run_reference(
         hidden = reference.embed(torch.from_numpy(text))
         steps.append(run.forward(hidden, torch.zeros(len(text), dtype=torch.bool)))
     return PrunedReference(keep, prompt.moments, tuple(steps))
+
+
+def entry_inputs(survivors: Survivors) -> dict[str, Array]:
+    """What tells a segment's entry which tokens go on, by the names of its inputs."""
+    place, rows = survivors.indices.numpy(), survivors.merged.numpy()
+    entry = Entry(place, place[rows], survivors.shares.numpy())
+    return {"keep_indices": entry.keep_indices, MERGE_WEIGHTS: entry.merge_weights}
 
 
 def score_arrays(scores: Scores) -> dict[str, Array]:

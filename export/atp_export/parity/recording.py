@@ -19,6 +19,7 @@ from atp_runtime.decoder_results import PrefillResult
 from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.image_tokens import ImageTokens
 from atp_runtime.manifest import Manifest, PruningPoint, Stage
+from atp_runtime.merges import Merges
 from atp_runtime.reduction import Reduction
 from atp_runtime.selection import (
     FloatArray,
@@ -181,11 +182,16 @@ def keep_all(
 
 
 def drop_some(
-    _point: PruningPoint,
+    point: PruningPoint,
     _scores_self: FloatArray,
     _scores_cross: FloatArray,
     _has_text: bool,
     visual: VisualTokens,
 ) -> Selection:
-    """Drops every fourth visual token."""
-    return Selection(np.arange(len(visual)) % 4 != 0)
+    """Drops every fourth visual token, or merges these into the first of them."""
+    stays = np.arange(len(visual)) % 4 != 0
+    if not point.merges or not len(visual):
+        return Selection(stays)
+    merges = Merges.of(~stays[np.newaxis] / np.count_nonzero(~stays))
+    stays[merges.place] = True
+    return Selection(stays, merges=merges)

@@ -15,6 +15,7 @@ import torch
 
 from atp_export.parity.measures import Measure, Tolerance, compare
 from atp_export.parity.probes import hidden_name, single_layer, tower_layers
+from atp_export.parity.pruned_reference import entry_inputs
 from atp_export.parity.report import Check, Note
 from atp_export.parity.samples import picture, random_text
 from atp_export.parity.sessions import GraphSession
@@ -33,7 +34,7 @@ from atp_export.parity.stages import (
     update_measure,
 )
 from atp_models.architecture import ModelSpec
-from atp_models.reference_layers import LayerStep, Tokens
+from atp_models.reference_layers import LayerStep, Survivors, Tokens
 from atp_models.reference_parts import ReferenceParts
 from atp_models.reference_queries import asked_tokens
 from atp_models.reference_structure import layer_runner
@@ -191,7 +192,7 @@ def _check_segment(
     measures: list[Measure] = []
     flow = list(chunks)
     for layer in layers:
-        keep = [_kept(stage, layer, chunk) for chunk in flow]
+        keep = [_survivors(stage, layer, chunk) for chunk in flow]
         steps = _run_reference(bundle.manifest, stage, layer, parts, flow, keep)
         measures += _layer_measures(bundle, stage, layer, flow, keep, steps, tolerances)
         flow = [
@@ -201,12 +202,19 @@ def _check_segment(
     return Check.of(stage.name, SCOPE, MODULES, layer_names(stage, layers), measures), flow
 
 
-def _kept(stage: Stage, layer: int, chunk: _Chunk) -> torch.Tensor:
-    """Where a segment begins, drops some visual tokens, as a pruning point would."""
+def _survivors(stage: Stage, layer: int, chunk: _Chunk) -> Survivors:
+    """Where a segment begins, drops or merges some visual tokens, as a pruning point would."""
     stays = torch.ones_like(chunk.tokens.visual)
-    if layer == stage.layers[0] > 0:
-        stays[chunk.tokens.visual.nonzero().flatten()[::_DROP_EVERY]] = False
-    return stays.nonzero().flatten()
+    dropped = chunk.tokens.visual.nonzero().flatten()[::_DROP_EVERY]
+    begins = layer == stage.layers[0] > 0
+    if begins:
+        stays[dropped] = False
+    if not begins or not stage.merges or not len(dropped):
+        return Survivors.unmerged(stays.nonzero().flatten(), len(stays))
+    stays[dropped[0]] = True
+    kept, shares = stays.nonzero().flatten(), torch.zeros(1, len(stays))
+    shares[0, dropped] = 1 / len(dropped)
+    return Survivors(kept, torch.searchsorted(kept, dropped[:1]), shares)
 
 
 def _run_reference(
@@ -215,15 +223,14 @@ def _run_reference(
     layer: int,
     parts: ReferenceParts,
     chunks: Sequence[_Chunk],
-    keep: Sequence[torch.Tensor],
+    keep: Sequence[Survivors],
 ) -> list[LayerStep]:
     """The layer in PyTorch; it is freed before the bundle's is loaded."""
     runner, module = layer_runner(parts.rotary(), manifest.structure), parts.layer(layer)
     queries = stage.pruning.queries if stage.pruning and layer + 1 == stage.layers[1] else None
     steps = []
-    for chunk, kept in zip(chunks, keep, strict=True):
-        tokens = chunk.tokens.keep(kept)
-        hidden = chunk.hidden[:, kept]
+    for chunk, survivors in zip(chunks, keep, strict=True):
+        hidden, tokens = survivors.of(chunk.hidden, chunk.tokens)
         asked = asked_tokens(queries, hidden, tokens.visual) if queries else None
         steps.append(runner.run(module, hidden, tokens, asked))
     return steps
@@ -234,20 +241,20 @@ def _layer_measures(
     stage: Stage,
     layer: int,
     chunks: Sequence[_Chunk],
-    keep: Sequence[torch.Tensor],
+    keep: Sequence[Survivors],
     steps: Sequence[LayerStep],
     tolerances: Mapping[str, Tolerance],
 ) -> Iterator[Measure]:
     path = bundle.path(stage.graph)
     session = GraphSession(single_layer(path, stage, layer), path.parent)
-    for number, (chunk, kept, step) in enumerate(zip(chunks, keep, steps, strict=True)):
+    for number, (chunk, survivors, step) in enumerate(zip(chunks, keep, steps, strict=True)):
         inputs = empty_past(stage, step.key)
         inputs |= layer_inputs(layer, step, steps[:number])
         if stage.tells_visual:
             inputs |= row_inputs(step.tokens, bundle.manifest)
         # The segment takes the length of the past from the keys of its first layer.
         inputs[cache_names(stage.layers[0])[0]] = inputs[cache_names(layer)[0]]
-        inputs |= {"hidden_states": chunk.hidden.numpy(), "keep_indices": kept.numpy()}
+        inputs |= {"hidden_states": chunk.hidden.numpy(), **entry_inputs(survivors)}
         inputs[hidden_name(layer)] = chunk.hidden.numpy()
         outputs = session.run(inputs)
         expected = layer_outputs(stage, layer, step)

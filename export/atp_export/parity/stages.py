@@ -9,12 +9,12 @@ import torch
 
 from atp_export.parity.measures import Array, Measure, Tolerance, compare, in_sequence
 from atp_export.parity.probes import hidden_name, query_name, with_probes
-from atp_export.parity.pruned_reference import PrunedReference, score_arrays
+from atp_export.parity.pruned_reference import PrunedReference, entry_inputs, score_arrays
 from atp_export.parity.report import Check
 from atp_export.parity.samples import count_images
 from atp_export.parity.sessions import Arrays, GraphSession
 from atp_models.reference import PrunedStep, VisionStep
-from atp_models.reference_layers import LayerStep, Tokens
+from atp_models.reference_layers import LayerStep, Survivors, Tokens
 from atp_runtime.bundle import Bundle
 from atp_runtime.manifest import Manifest, Stage
 from atp_runtime.selection import VisualTokens
@@ -231,9 +231,10 @@ def _segment_inputs(
     step, past = run.steps[number], run.steps[:number]
     entering = step.layers[first]
     hidden = step.layers[first - 1].left if first else entering.entered
-    keep = run.keep.get(first) if number == 0 else None
-    kept = torch.arange(hidden.shape[1]) if keep is None else keep
-    inputs: dict[str, Array] = {"hidden_states": hidden.numpy(), "keep_indices": kept.numpy()}
+    tokens = hidden.shape[1]
+    survivors = run.keep.get(first) if number == 0 else None
+    survivors = survivors or Survivors.unmerged(torch.arange(tokens), tokens)
+    inputs: dict[str, Array] = {"hidden_states": hidden.numpy(), **entry_inputs(survivors)}
     if stage.tells_visual:
         inputs |= row_inputs(entering.tokens, manifest)
     for layer in range(first, last):

@@ -13,6 +13,8 @@ from onnx import helper
 
 from atp_export.check.acceptance import CheckReport, check_bundle
 from atp_export.engines.options import EngineOptions
+from atp_export.job import ExportOptions, prepare_job
+from atp_export.pipeline import export_bundle as export_bundle_of
 from atp_export.progress import QuietReporter
 from atp_models.random_configs import tiny_config
 from atp_runtime.bundle import Bundle
@@ -97,6 +99,20 @@ def test_fp32_is_built_in_both_dialects(export_bundle: Any) -> None:
     found, _ = check(made.bundle)
     assert found.passed
     assert {verdict.precision for verdict in found.verdicts} == {"fp32", "int8"}
+
+
+def test_merging_is_built_in_both_dialects(export_bundle: Any, tmp_path: Path) -> None:
+    checkpoint = export_bundle(
+        tiny_config(kv_heads=2), precision="fp16", dialect="both", prune_at=(2,)
+    ).checkpoint
+    options = ExportOptions("fp16", "both", policy="illava", settings={"layer": 2})
+    job = prepare_job(checkpoint, tmp_path / "merging", options)
+    export_bundle_of(job, parity="off", reporter=QuietReporter())
+
+    found, _ = check(job.bundle)
+
+    assert found.passed
+    assert {verdict.precision for verdict in found.verdicts} == {"fp16", "int8"}
 
 
 def test_one_dialect_alone_can_be_asked_for(bundle: Path) -> None:

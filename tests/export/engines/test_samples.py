@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from atp_export.engines.options import EngineOptions
 from atp_export.engines.profiles import stage_profiles, tensor_shape
 from atp_export.engines.samples import moments, sample_inputs
-from atp_runtime.manifest import Manifest, Stage
+from atp_runtime.manifest import AxisRange, Manifest, Stage, TensorSpec
+from atp_runtime.tensor_names import MERGE_WEIGHTS
 
 Make = Callable[..., Manifest]
 
@@ -65,6 +67,21 @@ def test_indices_mean_what_they_mean_in_a_conversation(make_manifest: Make) -> N
         assert 0 <= rows.min() <= rows.max() < lengths["kept"]
         assert inputs["text_weights"].sum() == pytest.approx(1)
         assert inputs["visual_weights"].sum() == pytest.approx(1)
+
+
+def test_a_merged_token_is_kept_in_prefill_where_tokens_can_be_merged(make_manifest: Make) -> None:
+    manifest = make_manifest(longest=2048)
+    manifest = replace(manifest, axes={**manifest.axes, "merged": AxisRange(1, 1, 1024)})
+    stage = manifest.stage("segment_1")
+    weights = TensorSpec(MERGE_WEIGHTS, "float32", ("merged", "tokens"))
+    stage = replace(stage, inputs=(*stage.inputs, weights))
+    for moment, lengths in calls(manifest, stage).items():
+        inputs = sample_inputs(stage, lengths)
+        merged = inputs["keep_indices"] >= lengths["tokens"]
+        assert merged.sum() == (moment != "decode")
+        assert inputs[MERGE_WEIGHTS].shape == (1, lengths["tokens"])
+        assert inputs[MERGE_WEIGHTS].sum() == pytest.approx(1)
+        assert (np.diff(inputs["position_ids"][0]) > 0).all()
 
 
 def test_past_is_padded_in_a_decode_step_alone(make_manifest: Make) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from atp_models.atp import AtpModules
 from atp_models.atp_losses import mean_tokens
 from atp_models.reference import LlavaReference
+from atp_models.reference_layers import Survivors
 from atp_models.training.masking import images_of
 from atp_models.training.packing import PatchGrid, thin_batch
 from atp_models.training.rows import TokenRow, make_batch
@@ -72,7 +73,7 @@ def run_reference(
     layers = modules.config.layers
     asking = dict.fromkeys(layers, "text")
     patch = row.features % FEATURES
-    keep: dict[int, Tensor] = {}
+    keep: dict[int, Survivors] = {}
     left, kept = torch.arange(len(row)), []
     for number, layer in enumerate(layers):
         scores = reference.pruned(asking).forward(hidden, visual, keep).layers[layer - 1].scores
@@ -87,7 +88,7 @@ def run_reference(
             patch[left][seen] % SIDE,
             has_text=not bool(visual[-1]),
         )
-        keep[layer] = stays.nonzero().flatten()
+        keep[layer] = Survivors.unmerged(stays.nonzero().flatten(), len(stays))
         left = left[stays]
         kept.append(left[visual[left]])
     return reference.pruned(asking).forward(hidden, visual, keep).logits, kept

@@ -13,7 +13,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.evaluation.pruning_choice import RULES, PruningChoice, last_row
 from atp_runtime.generation import GenerationOptions
 from atp_runtime.manifest import LAST
-from atp_runtime.selection import keeps_all
+from atp_runtime.selection import Selection, keeps_all
 from atp_runtime.session import Session
 from atp_runtime.workspace import Scorer
 
@@ -101,15 +101,7 @@ def test_last_row_is_the_attention_of_the_last_token(
         kept = np.zeros(len(visual), dtype=np.bool_)
         kept[np.argsort(-scores, kind="stable")[: KEEP[len(seen)]]] = True
         seen.append((4 * visual.row + visual.column)[kept])
-        return type("Selected", (), {"kept": kept, "note": None, "keep_indices": kept_of(kept)})
-
-    def kept_of(kept: np.ndarray):
-        def keep_indices(visual, tokens: int) -> np.ndarray:
-            stays = np.ones(tokens, dtype=np.bool_)
-            stays[visual.index[~kept]] = False
-            return np.flatnonzero(stays)
-
-        return keep_indices
+        return Selection(kept)
 
     session.model.decoder.scorer, session.model.select = scorer, select
     session.ask("What is this?", photos[:1], ONE)
