@@ -141,14 +141,7 @@ def make_plan(  # noqa: PLR0913
     check_layers(tuple(point.before_layer for point in points), spec.text.layers)
     check_layers(tuple(cut_at), spec.text.layers)
     cuts = sorted({*pruned, *cut_at})
-    limit = spec.text.max_positions
-    longest = limit if max_tokens is None else max_tokens
-    if not 1 <= longest <= limit:
-        raise InputError(
-            f"--max-tokens {longest}",
-            why=f"the model's positions hold for 1 to {limit} tokens.",
-            fix=f"choose a number up to {limit}, or leave the option away.",
-        )
+    longest = _longest(max_tokens, spec.text.max_positions)
     bounds = [0, *cuts, spec.text.layers]
     if max_segment_bytes is not None:
         bounds = _split(bounds, max_segment_bytes, _layer_bytes(spec, precision, stored_bytes))
@@ -166,6 +159,17 @@ def make_plan(  # noqa: PLR0913
     return ExportPlan(
         spec, precision, dialects, segments, heads, axes, stored_bytes, structure, vision
     )
+
+
+def _longest(max_tokens: int | None, limit: int) -> int:
+    longest = limit if max_tokens is None else max_tokens
+    if not 1 <= longest <= limit:
+        raise InputError(
+            f"--max-tokens {longest}",
+            why=f"the model's positions hold for 1 to {limit} tokens.",
+            fix=f"choose a number up to {limit}, or leave the option away.",
+        )
+    return longest
 
 
 def _check_counts(points: Sequence[PruningPoint], vision: VisionPlan | None) -> None:

@@ -80,13 +80,9 @@ def fit_budget(
         with Session(bundle, open_backend(backend, threads=threads)) as session:
             work = _Work(new, session, samples, target, latency, progress)
             before = work.fitter(points).learnt()
+            after = work.fitted(options, before)
             if options.kind == DIVERGENCE:
-                after = work.fitter(work.withdrawn(options.value)).learnt()
                 target = replace(target, value=after.cost)
-            elif options.search:
-                after = work.fitter(work.searched(options, before)).learnt()
-            else:
-                after = work.fitter(points).fit(before)
             curve = work.curve(before, after) if options.curve else ()
     finally:
         progress.end()
@@ -147,6 +143,14 @@ class _Work:
     def fitter(self, points: Sequence[PruningPoint]) -> Fitter:
         """A fitter that starts from these points."""
         return Fitter(self._manifest, points, self._passes, self._weights, self._target, self._cost)
+
+    def fitted(self, options: BudgetOptions, before: Fit) -> Fit:
+        """The samples with the points that the options ask for."""
+        if options.kind == DIVERGENCE:
+            return self.fitter(self.withdrawn(options.value)).learnt()
+        if options.search:
+            return self.fitter(self.searched(options, before)).learnt()
+        return self.fitter(before.points).fit(before)
 
     def withdrawn(self, limit: float) -> tuple[PruningPoint, ...]:
         """The points that let all tokens leave as early as a divergence allows."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from atp_export.graphs.dialects import Dialect
-from atp_export.graphs.pieces import FeedForward, RmsNorm
+from atp_export.graphs.pieces import FeedForward, Projections, RmsNorm
 from atp_models.architecture import TextSpec
 
 
@@ -57,18 +57,8 @@ class MaskedEntry(nn.Module):
         return self.dialect.mask(torch.cat((past, visible), 1))
 
 
-class MaskedAttention(nn.Module):
+class MaskedAttention(Projections):
     """LLaMA attention of whose heads visual tokens are hidden from some."""
-
-    def __init__(self, spec: TextSpec, dialect: Dialect) -> None:
-        super().__init__()
-        self.dialect, self.split = dialect, (-1, spec.head_dim)
-        width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        bias = spec.attention_bias
-        self.q_proj = nn.Linear(spec.hidden, width, bias=bias)
-        self.k_proj = nn.Linear(spec.hidden, kv_width, bias=bias)
-        self.v_proj = nn.Linear(spec.hidden, kv_width, bias=bias)
-        self.o_proj = nn.Linear(width, spec.hidden, bias=bias)
 
     def forward(
         self,

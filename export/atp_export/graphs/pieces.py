@@ -93,19 +93,23 @@ class RmsNorm(nn.Module):
         return self.dialect.rms_norm(x, self.weight, self.eps)
 
 
-class Attention(nn.Module):
-    """LLaMA attention with grouped key/value heads."""
+class Projections(nn.Module):
+    """The four projections of LLaMA's attention with grouped key/value heads."""
 
     def __init__(self, spec: TextSpec, dialect: Dialect) -> None:
         super().__init__()
         self.dialect = dialect
-        self.head_dim = spec.head_dim
+        self.split = (-1, spec.head_dim)
         width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         bias = spec.attention_bias
         self.q_proj = nn.Linear(spec.hidden, width, bias=bias)
         self.k_proj = nn.Linear(spec.hidden, kv_width, bias=bias)
         self.v_proj = nn.Linear(spec.hidden, kv_width, bias=bias)
         self.o_proj = nn.Linear(width, spec.hidden, bias=bias)
+
+
+class Attention(Projections):
+    """LLaMA attention with grouped key/value heads."""
 
     def forward(
         self,
@@ -117,10 +121,9 @@ class Attention(nn.Module):
         past_value: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Attends from `x` [1, kept, hidden]; further arguments and results as `DecoderLayer`."""
-        split = (-1, self.head_dim)
-        query = self.dialect.rotate(self.q_proj(x).unflatten(2, split), cos, sin)
-        key = self.dialect.rotate(self.k_proj(x).unflatten(2, split), cos, sin)
-        value = self.v_proj(x).unflatten(2, split)
+        query = self.dialect.rotate(self.q_proj(x).unflatten(2, self.split), cos, sin)
+        key = self.dialect.rotate(self.k_proj(x).unflatten(2, self.split), cos, sin)
+        value = self.v_proj(x).unflatten(2, self.split)
         keys = torch.cat((past_key, key), dim=1)
         values = torch.cat((past_value, value), dim=1)
         mixed = self.dialect.attend(query, keys, values, mask)
