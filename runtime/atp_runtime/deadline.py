@@ -16,7 +16,7 @@ from time import perf_counter
 import numpy as np
 
 from atp_runtime.errors import InputError
-from atp_runtime.latency.model import Latency, segments_seconds
+from atp_runtime.latency.model import Entering, Latency, segments_seconds
 from atp_runtime.manifest import Manifest, PruningPoint
 from atp_runtime.selection import (
     FloatArray,
@@ -162,12 +162,12 @@ class DeadlineSelectors:
         segments, here = self._manifest.segments, point.before_layer
         begin = next(number for number, it in enumerate(segments) if it.layers[0] == here)
         for stage in segments[begin:]:
-            entering.append(sequence.text + math.ceil(tokens))
+            entering.append(Entering(sequence.text, math.ceil(tokens)))
             if stage.pruning:
                 least = sequence.images * max(int(stage.pruning.parameters.get("min_keep", 0)), 1)
                 tokens = max(tokens * share, min(least, tokens))
         # What is left of this point, and sampling behind the head, take no longer than a point.
-        ends = self._latency.between(entering[0])
+        ends = self._latency.between(entering[0].tokens)
         return ends + segments_seconds(self._manifest, self._latency, entering, begin=begin)
 
     def _note(self, wanted: int, found: Prospect) -> str | None:

@@ -28,7 +28,7 @@ class LinearLatency(Latency):
     def __init__(self, spread: float = 1.0) -> None:
         self.spread = spread
 
-    def stage(self, name: str, tokens: int) -> float:
+    def stage(self, name: str, tokens: int, visual: int = 0) -> float:
         return PER_TOKEN * tokens
 
     def between(self, tokens: int) -> float:

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 from atp_calibration.budget.target import FIRST_TOKEN, SPEEDUP, TOKENS, Target
 from atp_runtime.errors import InputError
-from atp_runtime.latency.model import Latency, first_token_seconds, segments_seconds
+from atp_runtime.latency.model import (
+    Entering,
+    Latency,
+    first_token_seconds,
+    segments_seconds,
+)
 from atp_runtime.manifest import Manifest
-from atp_runtime.statistics import mean_visual_tokens, segment_flops
+from atp_runtime.statistics import mean_visual_tokens, run_flops
 
 
 @dataclass(frozen=True)
@@ -56,21 +61,24 @@ class Cost:
             kept: Visual tokens of all its images that are left behind each pruning point.
         """
         visual = size.images * self._manifest.vision.most_tokens
-        entering = entering_segments(self._manifest, visual, kept)
+        left = entering_segments(self._manifest, visual, kept)
         if self._target.kind == TOKENS:
-            return mean_visual_tokens(self._manifest, entering) / size.images
-        tokens = [size.text + count for count in entering]
+            return mean_visual_tokens(self._manifest, left) / size.images
+        entering = [Entering(size.text, count) for count in left]
         if self._target.kind == SPEEDUP:
-            return self._prefill(tokens) / self._prefill([size.text + visual] * len(tokens))
+            return self._prefill(entering) / self._prefill(
+                [Entering(size.text, visual)] * len(left)
+            )
         assert self._latency is not None  # noqa: S101 - refused above
-        return first_token_seconds(self._manifest, self._latency, tokens, size.images)
+        return first_token_seconds(self._manifest, self._latency, entering, size.images)
 
-    def _prefill(self, tokens: Sequence[int]) -> float:
+    def _prefill(self, entering: Sequence[Entering]) -> float:
         if self._latency:
-            return segments_seconds(self._manifest, self._latency, tokens)
-        text = self._manifest.text
-        stages = zip(self._manifest.segments, tokens, strict=True)
-        return float(sum(segment_flops(text, stage, count, 0) for stage, count in stages))
+            return segments_seconds(self._manifest, self._latency, entering)
+        stages = zip(self._manifest.segments, entering, strict=True)
+        return float(
+            sum(run_flops(self._manifest, stage, it.tokens, 0, it.visual) for stage, it in stages)
+        )
 
 
 def entering_segments(manifest: Manifest, visual: int, kept: Sequence[float]) -> list[int]:

@@ -15,7 +15,7 @@ Optuna proposes and files the trials; a search that was interrupted goes on behi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,7 +192,8 @@ class RateSearch:
         parameters = {"score": held.get("score", "mean"), "keep": count}
         if "min_keep" in point.parameters:
             parameters["min_keep"] = point.parameters["min_keep"]
-        return PruningPoint(point.before_layer, "top_k", parameters)
+        # Whom the scorer asks and what the graph behind it takes stay as they were exported.
+        return replace(point, rule="top_k", parameters=parameters, weights=None)
 
     def _check_reachable(self) -> None:
         least = self._spent((0.0,) * len(self._points))

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from atp_runtime.latency.device import Device
 from atp_runtime.latency.memory import SYSTEM_BYTES, largest_build, run_needs
-from atp_runtime.latency.model import first_token_seconds
+from atp_runtime.latency.model import Entering, first_token_seconds
 from atp_runtime.latency.predictor import PredictedLatency
 from atp_runtime.manifest import Manifest
 
@@ -70,14 +70,14 @@ def forecast(manifest: Manifest, device: Device, counts: Counts) -> Forecast:
     run, build = run_needs(manifest).total, largest_build(manifest)
     stages = {"vision": latency.stage("vision", manifest.vision.tokens)}
     stages |= {
-        stage.name: latency.stage(stage.name, tokens)
-        for stage, tokens in zip(manifest.segments, entering, strict=True)
+        stage.name: latency.stage(stage.name, it.tokens, it.visual)
+        for stage, it in zip(manifest.segments, entering, strict=True)
     }
     stages |= {stage.name: latency.stage(stage.name, 1) for stage in manifest.heads}
     return Forecast(
         device.name,
         first_token_seconds(manifest, latency, entering, counts.images),
-        1 / latency.decode_step(entering),
+        1 / latency.decode_step([it.tokens for it in entering]),
         stages,
         run,
         build,
@@ -86,12 +86,12 @@ def forecast(manifest: Manifest, device: Device, counts: Counts) -> Forecast:
     )
 
 
-def _entering(manifest: Manifest, counts: Counts) -> list[int]:
-    """Tokens, text and visual, that enter each segment."""
+def _entering(manifest: Manifest, counts: Counts) -> list[Entering]:
+    """What enters each segment."""
     left = iter(counts.kept)
     visual = accumulate(
         manifest.segments[:-1],
         lambda alive, stage: next(left) if stage.pruning else alive,
         initial=counts.images * manifest.vision.most_tokens,
     )
-    return [counts.text + it for it in visual]
+    return [Entering(counts.text, it) for it in visual]

@@ -8,8 +8,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from atp_runtime.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Entering:
+    """The tokens that enter a segment.
+
+    Attributes:
+        text: Those that are not visual.
+        visual: Those that are; a structure spares them work.
+    """
+
+    text: int
+    visual: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.text + self.visual
 
 
 class Latency(ABC):
@@ -22,13 +41,14 @@ class Latency(ABC):
     spread: float = 1.0
 
     @abstractmethod
-    def stage(self, name: str, tokens: int) -> float:
+    def stage(self, name: str, tokens: int, visual: int = 0) -> float:
         """The median of one run of a stage; it does not fall as `tokens` grows.
 
         Args:
             name: The stage's.
             tokens: New positions; of the vision stage, the features of one image. A projector
                 that is a stage of its own is counted there.
+            visual: Of the new positions of a segment, the visual ones.
         """
 
     @abstractmethod
@@ -37,32 +57,32 @@ class Latency(ABC):
 
 
 def segments_seconds(
-    manifest: Manifest, latency: Latency, entering: Sequence[int], *, begin: int = 0
+    manifest: Manifest, latency: Latency, entering: Sequence[Entering], *, begin: int = 0
 ) -> float:
     """From the entry of a segment to the logits: segments, pruning points and head.
 
     Args:
         manifest: The bundle's.
         latency: Its times.
-        entering: Tokens, text and visual, that enter segment `begin` and each one behind it.
+        entering: What enters segment `begin` and each one behind it.
         begin: The first segment's number.
     """
     seconds = sum(latency.stage(stage.name, 1) for stage in manifest.heads)
-    for stage, tokens in zip(manifest.segments[begin:], entering, strict=True):
-        seconds += latency.stage(stage.name, tokens)
-        seconds += latency.between(tokens) if stage.pruning else 0.0
+    for stage, it in zip(manifest.segments[begin:], entering, strict=True):
+        seconds += latency.stage(stage.name, it.tokens, it.visual)
+        seconds += latency.between(it.tokens) if stage.pruning else 0.0
     return seconds
 
 
 def first_token_seconds(
-    manifest: Manifest, latency: Latency, entering: Sequence[int], images: int
+    manifest: Manifest, latency: Latency, entering: Sequence[Entering], images: int
 ) -> float:
     """From pixels to the first token's logits; reading and resizing photos is not in it.
 
     Args:
         manifest: The bundle's.
         latency: Its times.
-        entering: Tokens, text and visual, that enter each segment.
+        entering: What enters each segment.
         images: How many run through the vision stage.
     """
     vision = images * latency.stage("vision", manifest.vision.tokens)

@@ -30,10 +30,10 @@ class PredictedLatency(Latency):
         self._device = device
         self._stages = {stage.name: stage for stage in manifest.stages}
 
-    def stage(self, name: str, tokens: int) -> float:
+    def stage(self, name: str, tokens: int, visual: int = 0) -> float:
         """See `Latency.stage`; positions cached before are not counted."""
         stage, projector = self._stages[name], self._manifest.projector
-        seconds = self._run(stage, tokens, 0)
+        seconds = self._run(stage, tokens, 0, visual)
         if stage.kind == "vision" and projector is not None:
             seconds += self._run(projector, self._manifest.vision.most_tokens, 0)
         return seconds
@@ -52,8 +52,8 @@ class PredictedLatency(Latency):
         """See `Latency.between`."""
         return self._device.stage_overhead_ms / 1e3
 
-    def _run(self, stage: Stage, tokens: int, past: int) -> float:
-        work = stage_work(self._manifest, stage, tokens, past)
+    def _run(self, stage: Stage, tokens: int, past: int, visual: int = 0) -> float:
+        work = stage_work(self._manifest, stage, tokens, past, visual)
         seconds = max(work.operations / self._rate(stage), work.moved / self._bandwidth)
         layers = stage.layers[1] - stage.layers[0]
         overhead = layers * self._device.layer_overhead_ms + self._device.stage_overhead_ms

@@ -136,8 +136,8 @@ class MeasuredLatency(Latency):
         ratios = [it.p95_seconds / it.median_seconds for it in table.prefill if it.median_seconds]
         self.spread = max(float(np.median(ratios)), 1.0) if ratios else 1.0
 
-    def stage(self, name: str, tokens: int) -> float:
-        """See `Latency.stage`."""
+    def stage(self, name: str, tokens: int, visual: int = 0) -> float:  # noqa: ARG002
+        """See `Latency.stage`; sequences were measured with as many visual tokens as they hold."""
         return self._stages[name](tokens)
 
     def between(self, tokens: int) -> float:

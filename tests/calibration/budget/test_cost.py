@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from atp_calibration.budget.target import FIRST_TOKEN, SPEEDUP, TOKENS, Target
 from atp_runtime.errors import InputError
 from atp_runtime.latency.device import read_device
 from atp_runtime.latency.predictor import PredictedLatency
-from atp_runtime.manifest import Manifest, read_manifest
+from atp_runtime.manifest import Manifest, TensorSpec, read_manifest
+from atp_runtime.structure import Structure
+from atp_runtime.tensor_names import ROWS
 
 # Segments of 2, 1 and 2 layers, 64 visual tokens.
 ONE, TWO = Size(1, 10), Size(2, 10)
@@ -35,6 +38,21 @@ def test_a_speedup_is_over_the_unpruned_prefill(manifest: Manifest, with_device:
     cost = Cost(manifest, Target(SPEEDUP, 2.0), latency)
     assert cost(ONE, (64, 64)) == 1
     assert cost(ONE, (24, 4)) < 1
+
+
+def test_a_speedup_of_arithmetic_counts_the_work_that_visual_tokens_are_spared(
+    manifest: Manifest,
+) -> None:
+    """Pruning saves less where a visual token does less."""
+    told = TensorSpec(ROWS[0], "int64", ("others",))
+    stages = tuple(
+        replace(it, inputs=(*it.inputs, told)) if it.kind == "segment" else it
+        for it in manifest.stages
+    )
+    spared = replace(manifest, stages=stages, structure=Structure(window=3, ffn_ratio=4))
+    target = Target(SPEEDUP, 2.0)
+    usual, less = (Cost(it, target, None)(ONE, (24, 4)) for it in (manifest, spared))
+    assert usual < less < 1
 
 
 @given(st.integers(0, 64), st.integers(0, 64), st.integers(0, 64))

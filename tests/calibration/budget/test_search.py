@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from atp_calibration.budget.search import METHODS, RateSearch, SearchOptions
 from atp_calibration.budget.target import TOKENS, Target
 from atp_calibration.samples import Sample
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import Manifest, PruningPoint, read_manifest
+from atp_runtime.manifest import LAST, TEXT, Manifest, PruningPoint, read_manifest
 
 SIZES = (Size(1, 10),)
 BUDGET = Target(TOKENS, 38.0)
@@ -57,6 +58,19 @@ def test_a_search_finds_better_rates_than_equal_factors(
     assert likes(42, 10)(points) < likes(42, 10)(even)  # type: ignore[operator]
     assert all(point.rule == "top_k" for point in points)
     assert all(point.parameters["min_keep"] == 2 for point in points)
+
+
+def test_whom_a_point_asks_and_what_the_graph_behind_it_takes_stay(manifest: Manifest) -> None:
+    asks, merges = {"queries": LAST}, {"merges": True}
+    changed = iter((asks, merges))
+    stages = tuple(
+        replace(it, pruning=replace(it.pruning, **next(changed))) if it.pruning else it
+        for it in manifest.stages
+    )
+    search = search_of(replace(manifest, stages=stages), likes(0, 0))
+    first, second = search.points((0.5, 0.5))
+    assert (first.queries, first.merges) == (LAST, False)
+    assert (second.queries, second.merges) == (TEXT, True)
 
 
 @settings(max_examples=60, deadline=None)

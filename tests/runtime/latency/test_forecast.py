@@ -8,7 +8,7 @@ from tests.runtime.latency.published import manifest_of
 from atp_runtime.latency.device import device_names, read_device
 from atp_runtime.latency.forecast import Counts, forecast
 from atp_runtime.latency.memory import SYSTEM_BYTES, largest_build, run_needs
-from atp_runtime.latency.model import first_token_seconds
+from atp_runtime.latency.model import Entering, first_token_seconds
 from atp_runtime.latency.predictor import PredictedLatency
 
 SHAPE = (32, 4096, 32, 11008)
@@ -19,10 +19,11 @@ PROMPT = Counts(images=1, text=64, kept=(140, 50, 33))
 def test_a_forecast_is_the_predictor_s(name: str) -> None:
     manifest, device = manifest_of(*SHAPE, cuts=(4, 14, 24)), read_device(name)
     latency = PredictedLatency(manifest, device)
-    entering = [640, 204, 114, 97]
+    cached = [640, 204, 114, 97]
+    entering = [Entering(64, tokens - 64) for tokens in cached]
     found = forecast(manifest, device, PROMPT)
     assert found.first_token_seconds == first_token_seconds(manifest, latency, entering, 1)
-    assert found.tokens_per_second == 1 / latency.decode_step(entering)
+    assert found.tokens_per_second == 1 / latency.decode_step(cached)
     assert found.stages["segment_3"] == latency.stage("segment_3", 97)
     assert list(found.stages) == [
         "vision",
