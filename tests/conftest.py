@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pytest
 
@@ -131,33 +131,15 @@ def write_checkpoint(directory: Path, config: LlavaConfig) -> Path:
     return directory
 
 
-def write_bundle(
-    checkpoint: Path,
-    bundle: Path,
-    *,
-    precision: str,
-    dialect: str,
-    dense: bool,
-    prune_at: Sequence[int] | None,
-    max_segment_bytes: int | None = None,
-) -> None:
+def write_bundle(checkpoint: Path, bundle: Path, **options: Any) -> None:
+    """Exports without the parity check; `options` are those of `ExportOptions`."""
     from atp_export.job import ExportOptions, prepare_job
     from atp_export.manifest_writer import write_manifest
     from atp_export.progress import QuietReporter
     from atp_export.stage_writer import StageWriter
     from atp_export.workspace import Workspace
 
-    job = prepare_job(
-        checkpoint,
-        bundle,
-        ExportOptions(
-            precision=precision,
-            dialect=dialect,
-            prune_at=prune_at,
-            dense=dense,
-            max_segment_bytes=max_segment_bytes,
-        ),
-    )
+    job = prepare_job(checkpoint, bundle, ExportOptions(**options))
     with Workspace(bundle, job.key()).open() as workspace:
         StageWriter(job, workspace, QuietReporter()).write_all()
         write_manifest(job, workspace)
