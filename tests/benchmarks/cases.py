@@ -11,6 +11,7 @@ import numpy as np
 from tests.benchmarks.decoding import THREADS, BundleRunner, TransformersRunner
 from tests.benchmarks.measure import Row, at_least, at_most, interleaved, ratio, run_child
 from tests.benchmarks.overhead import measure_overhead
+from tests.benchmarks.scoring import scoring_cost
 from tests.benchmarks.workbench import BIN, NARROW, OUTPUT, WIDE, WORK, bundle, checkpoint
 from tests.runtime.latency.published import leave_one_out
 
@@ -234,6 +235,34 @@ def _structured(shape: str, kept: int, ratio_: int) -> Path:
     return bundle(shape, f"yopo-{kept}-{ratio_}", "--precision", "fp32", "--policy", "yopo", *words)
 
 
+POLICIES = (
+    *("atp", "fastv", "pyramiddrop", "sparsevlm", "illava", "vtw"),
+    *("fastervlm", "divprune", "inflection", "visionzip", "prumerge", "prumerge_plus"),
+)
+"""Of those in docs/policies.md, with their own settings, that look at scores or features."""
+
+
+def policies(shape: str, rounds: int) -> list[Row]:
+    """What scorers and rules take, beside a prefill that prunes nothing."""
+    dense = BundleRunner(bundle(shape, "dense", "--precision", "fp32", "--dense"))
+    everything = dense.manifest.vision.tokens
+    times = interleaved({"dense": lambda: dense.prefill(everything)}, rounds=rounds)
+    prefill = min(times["dense"])
+    dense.decoder.close()
+    rows = [Row("prefill, dense", prefill, "s")]
+    for policy in POLICIES:
+        chosen = () if policy == "atp" else ("--policy", policy)
+        path = bundle(shape, f"policy-{policy}", "--precision", "fp32", *chosen)
+        cost = scoring_cost(path, rounds)
+        shutil.rmtree(path)  # as large as the checkpoint, each
+        rows += [
+            Row(f"{policy}: in the graphs", 1e3 * cost.graphs, "ms"),
+            Row(f"{policy}: on the host", 1e3 * cost.host, "ms"),
+            at_most(f"{policy}: both / prefill, per cent", 100 * cost.total / prefill, 1, "%"),
+        ]
+    return rows
+
+
 CASES: dict[str, tuple[Case, str]] = {
     "startup": (startup, "1b"),
     "segments": (segments, "1b"),
@@ -241,6 +270,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "transformers": (transformers, "1b"),
     "export": (export, "7b"),
     "structure": (structure, WIDE),
+    "policies": (policies, "1b"),
     "overhead": (overhead, NARROW),
     "predictor": (predictor, "published"),
 }

@@ -30,4 +30,5 @@ KINDS: dict[str, dict[str, Any]] = {
     "last feature layer": {"feature_layer": -1},
     "no tower layer": {"feature_layer": [0]},
     "other image size": {"image_size": 48},
+    "more layers": {"layers": 7},
 }
