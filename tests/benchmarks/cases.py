@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from tests.benchmarks.budgets import budgets, deadlines
 from tests.benchmarks.decoding import THREADS, BundleRunner, TransformersRunner
 from tests.benchmarks.measure import Row, at_least, at_most, interleaved, ratio, run_child
 from tests.benchmarks.overhead import measure_overhead
 from tests.benchmarks.scoring import scoring_cost
-from tests.benchmarks.workbench import BIN, NARROW, OUTPUT, WIDE, WORK, bundle, checkpoint
+from tests.benchmarks.workbench import BIN, DEMO, NARROW, OUTPUT, WIDE, WORK, bundle, checkpoint
 from tests.runtime.latency.published import leave_one_out
 
 from atp_runtime.decoder_results import StageCall
@@ -271,6 +272,8 @@ CASES: dict[str, tuple[Case, str]] = {
     "export": (export, "7b"),
     "structure": (structure, WIDE),
     "policies": (policies, "1b"),
+    "budgets": (budgets, DEMO),
+    "deadlines": (deadlines, DEMO),
     "overhead": (overhead, NARROW),
     "predictor": (predictor, "published"),
 }
