@@ -29,6 +29,7 @@ from atp_models.pruning_config import (
     default_layers,
     read_pruning_config,
 )
+from atp_models.routers import check_routers
 from atp_models.structure import read_structure
 from atp_runtime.errors import InputError
 from atp_runtime.structure import Structure
@@ -145,6 +146,8 @@ def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> 
         stored_bytes=stored_bytes(checkpoint, DTYPES[options.precision]),
         structure=structure,
     )
+    routed = [segment.first for segment in plan.segments if plan.routed(segment)]
+    check_routers(checkpoint, routed, spec.text.hidden)
     modules, notice = _modules(checkpoint_path, config, stored)
     notices = [text for text in (_card_notice(checkpoint_path), notice) if text]
     notice = " ".join(notices) or None
