@@ -1,9 +1,10 @@
-"""Pruning policies that need no training: where, by which rule, whom the scorer asks.
+"""Pruning policies: where, by which rule, whom the scorer asks.
 
-Those before the decoder are in `atp_export.vision_policies`. Each is written from its paper. A
-policy is a frozen dataclass of its settings; adding one is a class and a line in `POLICIES`. The
-graphs are the same for all: their scorers give two scores per token, and what becomes of them is
-the runtime's business.
+All but `VideoLlmMod` need no training. Those before the decoder are in
+`atp_export.vision_policies`. Each is written from its paper. A policy is a frozen dataclass of its
+settings; adding one is a class and a line in `POLICIES`. The graphs are the same for all that rank
+by attention: their scorers give two scores per token, and what becomes of them is the runtime's
+business.
 """
 
 from __future__ import annotations
@@ -310,7 +311,7 @@ def make_policy(name: str, settings: Mapping[str, Any], source: str) -> Policy:
     if kind is None:
         raise InputError(
             f"{source}: unknown policy {name!r}",
-            why=f"the policies that need no training are {', '.join(policy_names())}.",
+            why=f"the policies are {', '.join(policy_names())}.",
             fix=f"{_FIX[:-1]}; without --policy, ATP's modules decide.",
         )
     # A list of one is written like a number: --set keep=64.

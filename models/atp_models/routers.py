@@ -7,6 +7,7 @@ product with the hidden state that enters the layer, without a bias.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -15,10 +16,18 @@ from torch import Tensor
 from atp_models.checkpoint import Checkpoint
 from atp_runtime.errors import InputError
 
+_ROUTER = re.compile(r"model\.language_model\.layers\.(?P<layer>\d+)\.router\.weight")
+
 
 def router_name(layer: int) -> str:
     """The canonical name of a layer's router."""
     return f"model.language_model.layers.{layer}.router.weight"
+
+
+def routed_layers(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The layers that a checkpoint has routers for, ascending."""
+    found = (_ROUTER.fullmatch(name) for name in checkpoint.tensors)
+    return tuple(sorted(int(match["layer"]) for match in found if match))
 
 
 def check_routers(checkpoint: Checkpoint, layers: Iterable[int], hidden: int) -> None:

@@ -15,6 +15,7 @@ from tests.export.command_line import Run, assert_refused
 from tests.routers import drawn, named, with_routers, with_tensors
 
 from atp_export.cli import main as atp_export
+from atp_export.job import ExportOptions, prepare_job
 from atp_export.plan import make_plan
 from atp_export.policies import make_policy
 from atp_models.architecture import ModelSpec
@@ -170,6 +171,17 @@ def test_routers_with_nan_are_refused(checkpoint: Path, tmp_path: Path, run: Run
     words = ("--policy", "videollm_mod", "--set", "layers=1", "--set", "ratio=0.5")
     found = run(made, tmp_path / "bundle", "--quiet", *words)
     assert_refused(found, 1, "layers.1.router.weight' holds NaN")
+
+
+def test_routers_that_are_not_used_are_spoken_of(trained: Path, tmp_path: Path) -> None:
+    for options, unused in (
+        (ExportOptions(), "layers 2,"),
+        (ExportOptions(dense=True), "layers 1,2,3,"),
+        (ExportOptions(policy="fastv", settings={"layer": 1}), "layers 1,2,3,"),
+    ):
+        notice = prepare_job(trained, tmp_path / "bundle", options).notice
+        assert notice is not None
+        assert unused in notice
 
 
 @pytest.mark.parametrize(
