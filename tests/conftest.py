@@ -90,6 +90,21 @@ def tiny_bundle(tiny: Exported) -> Path:
 
 
 @pytest.fixture(scope="session")
+def routed(tiny: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `tiny` with routers: a quarter of an image goes through layers 1 and 3."""
+    import json
+
+    from tests.routers import with_routers
+
+    trained = with_routers(tiny.checkpoint, tmp_path_factory.mktemp("routed") / "trained", (1, 3))
+    config = {"policy": "videollm_mod", "layers": [1, 3], "ratio": 0.25}
+    (trained / "pruning_config.json").write_text(json.dumps(config))
+    bundle = tmp_path_factory.mktemp("routed") / "bundle"
+    write_bundle(trained, bundle, precision="fp32", dialect="portable")
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def quantised(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Quantised]:
     """A LLaVA of 2 layers, its decoder quantised by one of `packers.TOOLS`; shared."""
     from tests.models.quantised.packers import TOOLS, quantise

@@ -26,6 +26,7 @@ from atp_export.trace import Piece
 from atp_export.traced_pieces import TracedPieces
 from atp_export.vision_plan import VisionPlan
 from atp_models.architecture import ModelSpec
+from atp_models.routers import router_name
 from atp_models.text_spec import EMBEDDING, HEAD
 from atp_runtime.structure import MASKED, Structure
 from atp_runtime.tensor_names import (
@@ -36,6 +37,8 @@ from atp_runtime.tensor_names import (
     MEAN_KEYS,
     MERGE_WEIGHTS,
     PATCH_FEATURES,
+    ROUTE_WEIGHTS,
+    ROUTER_SCORES,
     SCORES,
     cache_names,
 )
@@ -120,11 +123,20 @@ class StageComposer:
         return builder.finish({IMAGE_FEATURES: features})
 
     def segment(
-        self, name: str, first: int, last: int, *, scored: bool, merging: bool = False
+        self,
+        name: str,
+        first: int,
+        last: int,
+        *,
+        scored: bool,
+        merging: bool = False,
+        routed: bool = False,
+        routing: bool = False,
     ) -> StageGraph:
         """Layers [first, last), with the scorer's inputs and outputs if `scored`.
 
-        If `merging`, tokens may be merged at its entry.
+        If `merging`, tokens may be merged at its entry. If `routed`, it is one layer that tokens
+        skip; if `routing`, they skip the layer behind it.
         """
         signature = segment_signature(
             self.spec,
@@ -133,6 +145,8 @@ class StageComposer:
             last=last,
             scored=scored,
             merging=merging,
+            routed=routed,
+            routing=routing,
             structure=self._structure,
         )
         builder = StageBuilder(name, signature, opset=self._opset)
@@ -150,7 +164,11 @@ class StageComposer:
         for layer in range(first, last):
             past_key, past_value, new_key, new_value = cache_names(layer)
             arguments = [hidden, cos, sin, mask, inputs[past_key], inputs[past_value]]
-            hidden, key, value, *seen = self._layer(builder, layer, arguments, structured)
+            if routed:
+                arguments.append(inputs[ROUTE_WEIGHTS])
+            hidden, key, value, *seen = self._layer(
+                builder, layer, arguments, structured, routed=routed
+            )
             outputs |= {new_key: key, new_value: value}
         if scored:
             asked = [inputs[name] for name in SCORER_INPUTS]
@@ -159,6 +177,13 @@ class StageComposer:
             else:
                 scores = builder.call(self._pieces.scorer, [*seen, mask, *asked], label="scorer")
             outputs |= dict(zip(SCORES, scores, strict=True))
+        if routed:
+            back = [hidden, inputs["hidden_states"], inputs["keep_indices"]]
+            (hidden,) = builder.call(self._pieces.exit, back, label="exit")
+        if routing:
+            router, names = self._pieces.router, {"weight": router_name(last)}
+            (scores,) = builder.call(router, [hidden], label="router", names=names)
+            outputs[ROUTER_SCORES] = scores
         return builder.finish({"hidden_states_out": hidden, **outputs})
 
     def _structured(
@@ -179,12 +204,14 @@ class StageComposer:
         layer: int,
         arguments: list[ir.Value],
         structured: StructuredSegment | MaskedSegment | None,
+        *,
+        routed: bool,
     ) -> tuple[ir.Value, ...]:
         """Hidden states, new keys and values, and what a scorer takes: query, key, keys."""
         prefix = f"model.language_model.layers.{layer}."
         if structured is not None:
             return structured.layer(layer, arguments, _below(prefix, structured.piece(layer)))
-        piece = self._pieces.layer
+        piece = self._pieces.routed_layer if routed else self._pieces.layer
         names = _below(prefix, piece)
         hidden, key, value, query, keys = builder.call(
             piece, arguments, label=f"layers.{layer}", names=names

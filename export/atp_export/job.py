@@ -29,6 +29,7 @@ from atp_models.pruning_config import (
     default_layers,
     read_pruning_config,
 )
+from atp_models.routers import check_routers, routed_layers
 from atp_models.structure import read_structure
 from atp_runtime.errors import InputError
 from atp_runtime.structure import Structure
@@ -43,6 +44,10 @@ UNTRAINED_NOTICE = (
 ABLATED_NOTICE = (
     "The pruning modules were trained with redundancy {trained!r} and decide by {found!r} here, "
     "so their thresholds were not learned for these scores."
+)
+UNROUTED_NOTICE = (
+    "The checkpoint has routers for layers {layers}, which are not used here, so the decoder was "
+    "trained otherwise and the answers are of no known quality."
 )
 
 
@@ -145,8 +150,12 @@ def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> 
         stored_bytes=stored_bytes(checkpoint, DTYPES[options.precision]),
         structure=structure,
     )
+    routed = [segment.first for segment in plan.segments if plan.routed(segment)]
+    check_routers(checkpoint, routed, spec.text.hidden)
+    unused = [layer for layer in routed_layers(checkpoint) if layer not in routed]
     modules, notice = _modules(checkpoint_path, config, stored)
-    notices = [text for text in (_card_notice(checkpoint_path), notice) if text]
+    unrouted = UNROUTED_NOTICE.format(layers=_listed(unused)) if unused else None
+    notices = [text for text in (_card_notice(checkpoint_path), notice, unrouted) if text]
     notice = " ".join(notices) or None
     return ExportJob(checkpoint, plan, bundle, modules=modules, notice=notice)
 

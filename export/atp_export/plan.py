@@ -41,6 +41,16 @@ class SegmentPlan:
     last: int
     pruning: PruningPoint | None
 
+    @property
+    def scored(self) -> bool:
+        """Whether the attention of its last layer scores tokens."""
+        return self.pruning is not None and not self.pruning.returns
+
+    @property
+    def routing(self) -> bool:
+        """Whether the router of the layer behind it does."""
+        return self.pruning is not None and self.pruning.returns
+
 
 @dataclass(frozen=True)
 class HeadPlan:
@@ -102,6 +112,10 @@ class ExportPlan:
         before = (it.pruning for it in self.segments if it.last == segment.first)
         return any(point is not None and point.merges for point in before)
 
+    def routed(self, segment: SegmentPlan) -> bool:
+        """Whether it is a layer that tokens skip and come back behind."""
+        return any(it.last == segment.first and it.routing for it in self.segments)
+
 
 def make_plan(  # noqa: PLR0913
     spec: ModelSpec,
@@ -120,7 +134,8 @@ def make_plan(  # noqa: PLR0913
 
     Args:
         spec: The model.
-        points: Where and how visual tokens are dropped, ascending; the decoder is cut there.
+        points: Where and how visual tokens are dropped, ascending; the decoder is cut there. Where
+            they come back, the layer is a segment of its own.
         vision: What thins them out before.
         precision: "fp32" or "fp16".
         dialect: "portable", "native" or "both".
@@ -140,7 +155,8 @@ def make_plan(  # noqa: PLR0913
     pruned = {point.before_layer: point for point in points}
     check_layers(tuple(point.before_layer for point in points), spec.text.layers)
     check_layers(tuple(cut_at), spec.text.layers)
-    cuts = sorted({*pruned, *cut_at})
+    routed = check_routed(points, structure)
+    cuts = sorted({*pruned, *cut_at, *(layer + 1 for layer in routed)} - {spec.text.layers})
     longest = _longest(max_tokens, spec.text.max_positions)
     bounds = [0, *cuts, spec.text.layers]
     if max_segment_bytes is not None:
@@ -184,6 +200,30 @@ def _check_counts(points: Sequence[PruningPoint], vision: VisionPlan | None) -> 
                 why=f"the rule {vision.pruning.rule!r} before the decoder leaves {most} at most.",
                 fix="keep fewer there, or more before the decoder.",
             )
+
+
+def check_routed(points: Sequence[PruningPoint], structure: Structure | None) -> tuple[int, ...]:
+    """The layers that tokens skip and come back behind.
+
+    Raises:
+        InputError: They are also to be spared work there, or are to be scored there by attention.
+    """
+    routed = tuple(point.before_layer for point in points if point.returns)
+    if routed and structure is not None:
+        raise InputError(
+            f"layer {routed[0]} is routed, and a structure spares visual tokens work",
+            why="they would be spared the layer's work, and neither was trained with the other.",
+            fix="leave one of the two away.",
+        )
+    for point in points:
+        if not point.returns and point.before_layer - 1 in routed:
+            raise InputError(
+                f"pruning before layer {point.before_layer}, and layer {point.before_layer - 1} is "
+                "routed",
+                why="tokens that skip that layer have no attention there to be scored by.",
+                fix="prune before another layer.",
+            )
+    return routed
 
 
 def _cut(

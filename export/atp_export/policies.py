@@ -1,9 +1,10 @@
-"""Pruning policies that need no training: where, by which rule, whom the scorer asks.
+"""Pruning policies: where, by which rule, whom the scorer asks.
 
-Those before the decoder are in `atp_export.vision_policies`. Each is written from its paper. A
-policy is a frozen dataclass of its settings; adding one is a class and a line in `POLICIES`. The
-graphs are the same for all: their scorers give two scores per token, and what becomes of them is
-the runtime's business.
+All but `VideoLlmMod` need no training. Those before the decoder are in
+`atp_export.vision_policies`. Each is written from its paper. A policy is a frozen dataclass of its
+settings; adding one is a class and a line in `POLICIES`. The graphs are the same for all that rank
+by attention: their scorers give two scores per token, and what becomes of them is the runtime's
+business.
 """
 
 from __future__ import annotations
@@ -242,6 +243,39 @@ class Yopo(Policy):
         return make_structure(settings, checkpoint, "--set, policy yopo")
 
 
+@dataclass(frozen=True)
+class VideoLlmMod(Policy):
+    """VideoLLM-MoD (arXiv 2408.16730): in some layers a learned router lets the rest skip.
+
+    Attributes:
+        layers: Those that are routed; each has a router in the checkpoint, see
+            `atp_models.routers`.
+        ratio: Which share of an image's visual tokens goes through each; either this or `keep`.
+        keep: How many do.
+    """
+
+    layers: tuple[int, ...]
+    ratio: float | None = None
+    keep: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.keep is None) == (self.ratio is None):
+            raise ValueError("exactly one of keep and ratio must be given")
+        if self.keep is not None and self.keep < 0:
+            raise ValueError(f"keep is {self.keep}, it must be 0 or more")
+        if self.ratio is not None:
+            _check_share("ratio", self.ratio)
+        if not self.layers:
+            raise ValueError("layers is empty, and there is nothing to route without")
+
+    def points(self, depth: int) -> tuple[PruningPoint, ...]:  # noqa: ARG002 - a layer is a layer
+        """A point before each routed layer."""
+        how_many = {"ratio": self.ratio} if self.keep is None else {"keep": self.keep}
+        # A router gives one score, which stands for both of attention's.
+        parameters = {**how_many, "score": "self"}
+        return tuple(PruningPoint(it, "top_k", parameters, returns=True) for it in self.layers)
+
+
 POLICIES: Mapping[str, type[Policy]] = {
     "fastv": FastV,
     "pyramiddrop": PyramidDrop,
@@ -252,6 +286,7 @@ POLICIES: Mapping[str, type[Policy]] = {
     "random": RandomTokens,
     "uniform": UniformGrid,
     "yopo": Yopo,
+    "videollm_mod": VideoLlmMod,
 }
 
 
@@ -276,7 +311,7 @@ def make_policy(name: str, settings: Mapping[str, Any], source: str) -> Policy:
     if kind is None:
         raise InputError(
             f"{source}: unknown policy {name!r}",
-            why=f"the policies that need no training are {', '.join(policy_names())}.",
+            why=f"the policies are {', '.join(policy_names())}.",
             fix=f"{_FIX[:-1]}; without --policy, ATP's modules decide.",
         )
     # A list of one is written like a number: --set keep=64.

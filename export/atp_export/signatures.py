@@ -20,6 +20,8 @@ from atp_runtime.tensor_names import (
     MERGE_WEIGHTS,
     PATCH_FEATURES,
     PLACES,
+    ROUTE_WEIGHTS,
+    ROUTER_SCORES,
     ROWS,
     SCORES,
     WINDOW,
@@ -75,7 +77,7 @@ def projector_signature(spec: ModelSpec, dtype: str) -> Signature:
     )
 
 
-def segment_signature(
+def segment_signature(  # noqa: PLR0913 - a segment has so many sides
     spec: ModelSpec,
     dtype: str,
     *,
@@ -83,11 +85,15 @@ def segment_signature(
     last: int,
     scored: bool,
     merging: bool = False,
+    routed: bool = False,
+    routing: bool = False,
     structure: Structure | None = None,
 ) -> Signature:
     """Layers [first, last), with what a scorer takes and gives if `scored`.
 
-    If `merging`, it is told what to merge. With a structure that covers them, it is told which rows
+    If `merging`, it is told what to merge. If `routed`, tokens skip it; it is told how much the
+    others get, and all leave it. If `routing`, they skip the layer behind it, whose router's scores
+    it gives. With a structure that covers them, it is told which rows
     are visual.
     """
     hidden, width = spec.text.hidden, (spec.text.kv_heads, spec.text.head_dim)
@@ -97,13 +103,16 @@ def segment_signature(
         TensorSpec("position_ids", INDEX, (1, "kept")),
         TensorSpec("past_length", INDEX, (1,)),
     ]
-    outputs = [TensorSpec("hidden_states_out", dtype, (1, "kept", hidden))]
+    leaving = "tokens" if routed else "kept"
+    outputs = [TensorSpec("hidden_states_out", dtype, (1, leaving, hidden))]
     for layer in range(first, last):
         names = cache_names(layer)
         inputs += [TensorSpec(name, dtype, (1, "past", *width)) for name in names[:2]]
         outputs += [TensorSpec(name, dtype, (1, "kept", *width)) for name in names[2:]]
     if merging:
         inputs.append(TensorSpec(MERGE_WEIGHTS, FLOAT, ("merged", "tokens")))
+    if routed:
+        inputs.append(TensorSpec(ROUTE_WEIGHTS, FLOAT, ("kept",)))
     if structure is not None and structure.covers(first):
         inputs += _row_inputs(spec, structure)
     if scored:
@@ -111,6 +120,8 @@ def segment_signature(
         for name, (kind, axis) in zip(SCORER_INPUTS, kinds, strict=True):
             inputs.append(TensorSpec(name, kind, (axis,)))
         outputs += [TensorSpec(name, FLOAT, ("kept",)) for name in SCORES]
+    if routing:
+        outputs.append(TensorSpec(ROUTER_SCORES, FLOAT, (leaving,)))
     return Signature(tuple(inputs), tuple(outputs))
 
 
@@ -143,8 +154,10 @@ def plan_signatures(plan: ExportPlan) -> dict[str, Signature]:
             dtype,
             first=segment.first,
             last=segment.last,
-            scored=segment.pruning is not None,
+            scored=segment.scored,
             merging=plan.merges_before(segment),
+            routed=plan.routed(segment),
+            routing=segment.routing,
             structure=plan.structure,
         )
         for segment in plan.segments

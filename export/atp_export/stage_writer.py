@@ -77,10 +77,17 @@ class StageWriter:
 
     def _write_segment(self, segment: SegmentPlan) -> FinishedStep:
         name, layers, pruning = segment.name, (segment.first, segment.last), segment.pruning
-        merging = self.job.plan.merges_before(segment)
+        merging, routed = self.job.plan.merges_before(segment), self.job.plan.routed(segment)
 
         def compose(composer: StageComposer) -> StageGraph:
-            return composer.segment(name, *layers, scored=pruning is not None, merging=merging)
+            return composer.segment(
+                name,
+                *layers,
+                scored=segment.scored,
+                merging=merging,
+                routed=routed,
+                routing=segment.routing,
+            )
 
         return self._write_stage(name, "segment", compose, layers=layers, pruning=pruning)
 

@@ -15,6 +15,7 @@ from atp_export.graphs.pieces import (
     SegmentEntry,
     TokenMerge,
 )
+from atp_export.graphs.routing import RoutedLayer, RouterScorer, SegmentExit
 from atp_export.graphs.vision import (
     ClassScorer,
     ClassSimilarity,
@@ -31,6 +32,7 @@ from atp_export.trace import Argument, Piece, trace
 from atp_models.architecture import ModelSpec
 
 FLOAT, INDEX = torch.float32, torch.int64
+LAYER_OUTPUTS = ["hidden_states_out", "key", "value", "query", "keys"]
 
 
 class TracedPieces:
@@ -68,17 +70,31 @@ class TracedPieces:
     @cached_property
     def layer(self) -> Piece:
         """`DecoderLayer`."""
-        half = self.text.head_dim // 2
+        build = partial(DecoderLayer, self.text, self.dialect)
+        return self._trace(build, self._layer_arguments(), LAYER_OUTPUTS)
+
+    @cached_property
+    def routed_layer(self) -> Piece:
+        """`RoutedLayer`."""
+        arguments = [*self._layer_arguments(), Argument("route_weights", ("kept",), FLOAT)]
+        build = partial(RoutedLayer, self.text, self.dialect)
+        return self._trace(build, arguments, LAYER_OUTPUTS)
+
+    @cached_property
+    def exit(self) -> Piece:
+        """`SegmentExit`."""
         arguments = [
             Argument("hidden_states", (1, "kept", self.text.hidden), self.dtype),
-            Argument("cos", (1, "kept", half), FLOAT),
-            Argument("sin", (1, "kept", half), FLOAT),
-            Argument("mask", ("kept", KEY), self.dialect.mask_dtype),
-            self._cache("past_key", "past"),
-            self._cache("past_value", "past"),
+            Argument("entered", (1, "tokens", self.text.hidden), self.dtype),
+            Argument("keep_indices", ("kept",), INDEX),
         ]
-        outputs = ["hidden_states_out", "key", "value", "query", "keys"]
-        return self._trace(partial(DecoderLayer, self.text, self.dialect), arguments, outputs)
+        return self._trace(partial(SegmentExit), arguments, ["flow"])
+
+    @cached_property
+    def router(self) -> Piece:
+        """`RouterScorer`."""
+        hidden = Argument("hidden_states", (1, "tokens", self.text.hidden), self.dtype)
+        return self._trace(partial(RouterScorer, self.text.hidden), [hidden], ["scores"])
 
     @cached_property
     def scorer(self) -> Piece:
@@ -166,6 +182,17 @@ class TracedPieces:
     def _trace(self, build: partial[Any], arguments: list[Argument], outputs: list[str]) -> Piece:
         name, opset = build.func.__name__, self.dialect.opset
         return trace(name, build, arguments, outputs, dtype=self.dtype, opset=opset)
+
+    def _layer_arguments(self) -> list[Argument]:
+        half = self.text.head_dim // 2
+        return [
+            Argument("hidden_states", (1, "kept", self.text.hidden), self.dtype),
+            Argument("cos", (1, "kept", half), FLOAT),
+            Argument("sin", (1, "kept", half), FLOAT),
+            Argument("mask", ("kept", KEY), self.dialect.mask_dtype),
+            self._cache("past_key", "past"),
+            self._cache("past_value", "past"),
+        ]
 
     def _cache(self, name: str, axis: str) -> Argument:
         return Argument(name, (1, axis, self.text.kv_heads, self.text.head_dim), self.dtype)

@@ -110,20 +110,13 @@ def _parity(bundle: Bundle, checkpoint: Path, mode: str, reporter: Reporter) -> 
         ExportOptions(
             precision=manifest.precision,
             dialect="both" if manifest.other_dialects else manifest.dialect,
-            prune_at=_cuts(manifest) or None,
-            dense=not _cuts(manifest),
+            dense=True,  # where it prunes, the bundle says
             max_tokens=manifest.axes["tokens"].maximum,
         ),
     )
     spec, plan = job.plan.spec, job.plan
     with reporter.waiting("comparing with PyTorch"):
         return run_parity(job.checkpoint, spec, plan, bundle.root, mode=mode, report=reporter.note)
-
-
-def _cuts(manifest: Manifest) -> tuple[int, ...]:
-    if manifest.structure is not None:  # a cut of its own is among its points, see `make_plan`
-        return ()
-    return tuple(stage.pruning.before_layer for stage in manifest.segments if stage.pruning)
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:

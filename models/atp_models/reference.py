@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from atp_models.quantised.reference import round_inputs
 from atp_models.quiet import quiet_transformers
 from atp_models.reference_layers import ATTENTION, LayerStep, Survivors, Tokens
 from atp_models.reference_queries import asked_tokens
+from atp_models.reference_routing import run_routed
 from atp_models.reference_structure import layer_runner
 from atp_runtime.structure import Structure
 
@@ -101,12 +103,24 @@ class PrunedStep:
 class LlavaReference:
     """A checkpoint as Transformers loads it."""
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        routers: Mapping[int, Tensor] = MappingProxyType({}),
+    ) -> None:
         self.model = model
+        self.routers = routers
 
     @classmethod
-    def load(cls, checkpoint: Path) -> LlavaReference:
-        """Loads the whole checkpoint directory in float32, 4 bytes per parameter."""
+    def load(
+        cls, checkpoint: Path, routers: Mapping[int, Tensor] = MappingProxyType({})
+    ) -> LlavaReference:
+        """Loads the whole checkpoint directory in float32, 4 bytes per parameter.
+
+        Args:
+            checkpoint: The directory.
+            routers: Those of routed layers, [hidden] each, see `atp_models.routers`.
+        """
         with quiet_transformers():
             model = LlavaForConditionalGeneration.from_pretrained(
                 checkpoint,
@@ -114,10 +128,15 @@ class LlavaReference:
                 attn_implementation=ATTENTION,
                 local_files_only=True,
             )
-        return cls(model.eval())
+        return cls(model.eval(), routers)
 
     @classmethod
-    def of_quantised(cls, checkpoint: Checkpoint, spec: ModelSpec) -> LlavaReference:
+    def of_quantised(
+        cls,
+        checkpoint: Checkpoint,
+        spec: ModelSpec,
+        routers: Mapping[int, Tensor] = MappingProxyType({}),
+    ) -> LlavaReference:
         """A quantised checkpoint in float32, its integers read as what they stand for.
 
         Linear layers whose input its tool rounds to INT8 round it, too.
@@ -131,7 +150,7 @@ class LlavaReference:
         model.load_state_dict(state, strict=False, assign=True)
         model.tie_weights()
         round_inputs(model, checkpoint)
-        return cls(model.eval())
+        return cls(model.eval(), routers)
 
     def dense(self) -> DenseRun:
         """A new sequence through Transformers' own forward."""
@@ -140,14 +159,14 @@ class LlavaReference:
     def pruned(
         self, points: Mapping[int, str] | None = None, structure: Structure | None = None
     ) -> PrunedRun:
-        """A new sequence through the pruned decoder.
+        """A new sequence through the pruned decoder, whose layers with routers are routed.
 
         Args:
             points: Layers before which tokens may be dropped, and whose attention the scores
                 there ask for, see `asked_tokens`.
             structure: Which work visual tokens are spared.
         """
-        return PrunedRun(self.model, points or {}, structure)
+        return PrunedRun(self, points or {}, structure)
 
     def see(self, pixel_values: Tensor) -> VisionStep:
         """Runs the vision tower and the projector on [images, 3, height, width]."""
@@ -225,12 +244,12 @@ class PrunedRun:
 
     def __init__(
         self,
-        model: LlavaForConditionalGeneration,
+        reference: LlavaReference,
         points: Mapping[int, str],
         structure: Structure | None = None,
     ) -> None:
-        self._reference = LlavaReference(model)
-        decoder = model.model.language_model
+        self._reference = reference
+        decoder = reference.model.model.language_model
         self._layers = decoder.layers
         self._runner = layer_runner(decoder.rotary_emb, structure)
         self._points = points
@@ -248,7 +267,8 @@ class PrunedRun:
         Args:
             hidden: [1, tokens, hidden], see `LlavaReference.embed`.
             visual: bool [tokens], which of them are image features.
-            keep: By layer, the tokens that enter it, of those that entered the layer before it.
+            keep: By layer, the tokens that enter it, of those that entered the layer before it; of
+                a routed layer, those that go through it.
             places: See `Tokens`; a structure asks for them.
         """
         positions = torch.arange(self._position, self._position + hidden.shape[1])
@@ -258,13 +278,21 @@ class PrunedRun:
             layer: positions[asked_tokens(queries, hidden, visual)]
             for layer, queries in self._points.items()
         }
+        routers, scores = self._reference.routers, None
         for number, layer in enumerate(self._layers):
-            if keep and number in keep:
-                hidden, tokens = keep[number].of(hidden, tokens)
-            who = asked.get(number + 1)
-            among = None if who is None else torch.isin(tokens.positions, who)
-            steps.append(self._runner.run(layer, hidden, tokens, among))
-            hidden = steps[-1].left
+            survivors = (keep or {}).get(number)
+            if scores is not None:
+                through = torch.arange(len(scores)) if survivors is None else survivors.indices
+                step = run_routed(self._runner, layer, hidden, tokens, through, scores)
+            else:
+                if survivors is not None:
+                    hidden, tokens = survivors.of(hidden, tokens)
+                who = asked.get(number + 1)
+                among = None if who is None else torch.isin(tokens.positions, who)
+                step = self._runner.run(layer, hidden, tokens, among)
+            hidden = step.left
+            scores = hidden[0] @ routers[number + 1] if number + 1 in routers else None
+            steps.append(replace(step, router=scores))
         return PrunedStep(tuple(steps), self._reference.head(hidden))
 
 

@@ -97,13 +97,15 @@ class LayerStep:
     """What one decoder layer did with one chunk.
 
     Attributes:
-        tokens: Those that entered it.
-        entered: Hidden states [1, kept, hidden] that it took.
-        left: Hidden states [1, kept, hidden] that it gave.
+        tokens: Those that went through it.
+        entered: Hidden states [1, kept, hidden] that it took; if it is routed, those that skip it
+            are among them.
+        left: Hidden states [1, kept, hidden] that it gave, likewise.
         query: [1, kept, heads * head_dim], before RoPE.
         key: [1, kept, kv_heads, head_dim], after RoPE, of the chunk.
         value: Like `key`.
         scores: If they were asked for.
+        router: If the next layer is routed, its router's scores of what left this one.
     """
 
     tokens: Tokens
@@ -113,6 +115,7 @@ class LayerStep:
     key: Tensor
     value: Tensor
     scores: Scores | None
+    router: Tensor | None = None
 
 
 class LayerRunner:

@@ -19,6 +19,7 @@ from atp_models.checkpoint import Checkpoint
 from atp_models.quantised.reference import round_inputs
 from atp_models.reference import VisionStep, see
 from atp_models.reference_layers import ATTENTION
+from atp_models.routers import read_routers
 from atp_models.text_spec import EMBEDDING, HEAD
 
 _TOWER = "model.vision_tower."
@@ -45,6 +46,11 @@ class ReferenceParts:
         """A decoder layer."""
         layer = copy.deepcopy(self._skeleton.model.language_model.layers[number])
         return self._filled(layer, f"model.language_model.layers.{number}.")
+
+    @torch.inference_mode()
+    def router_scores(self, layer: int, hidden: Tensor) -> Tensor:
+        """What the router of a layer says of [1, tokens, hidden]: [tokens]."""
+        return hidden[0] @ read_routers(self._checkpoint, (layer,))[layer]
 
     def rotary(self) -> nn.Module:
         """The decoder's rotary embedding."""

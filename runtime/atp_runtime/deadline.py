@@ -25,6 +25,7 @@ from atp_runtime.selection import (
     SelectTokens,
     VisualTokens,
 )
+from atp_runtime.token_flow import tokens_entering
 
 
 @dataclass(frozen=True)
@@ -158,14 +159,15 @@ class DeadlineSelectors:
         Later points are expected to keep the share that this one's rule wants, as rules fall by
         about equal factors from point to point; if they want more, they are tightened in turn.
         """
-        entering, tokens = [], float(kept)
         segments, here = self._manifest.segments, point.before_layer
         begin = next(number for number, it in enumerate(segments) if it.layers[0] == here)
-        for stage in segments[begin:]:
-            entering.append(Entering(sequence.text, math.ceil(tokens)))
-            if stage.pruning:
-                least = sequence.images * max(int(stage.pruning.parameters.get("min_keep", 0)), 1)
-                tokens = max(tokens * share, min(least, tokens))
+
+        def left(later: PruningPoint, alive: float) -> float:
+            least = sequence.images * max(int(later.parameters.get("min_keep", 0)), 1)
+            return max(alive * share, min(least, alive))
+
+        visual = tokens_entering(segments[begin:], float(sequence.visual), left, first=float(kept))
+        entering = [Entering(sequence.text, math.ceil(tokens)) for tokens in visual]
         # What is left of this point, and sampling behind the head, take no longer than a point.
         ends = self._latency.between(entering[0].tokens)
         return ends + segments_seconds(self._manifest, self._latency, entering, begin=begin)

@@ -19,7 +19,7 @@ from atp_runtime.backends.base import ALIGNMENT, Backend, DeviceArray, item_size
 from atp_runtime.chunk import Chunk
 from atp_runtime.decoder_parts import Head, Segment
 from atp_runtime.segment_entry import Entry, MergeTable
-from atp_runtime.tensor_names import MERGE_WEIGHTS
+from atp_runtime.tensor_names import MERGE_WEIGHTS, SCORES
 from atp_runtime.workspace import Scorer, Workspace
 
 # Positions. On average half a bucket is read in vain: 64 positions of a 7B model in FP16 are
@@ -71,6 +71,7 @@ class DecodeStep:
         first = np.zeros(1, dtype=np.int64)
         constant = space.write_sequence(first, first, past=0)
         scorer = space.write_scorer(Scorer.for_sequence(Chunk.text(1).visual(), 1))
+        routes = space.write_route_weights(np.ones(1, dtype=np.float32))
         merges = MergeTable(backend).write(Entry.everything(1).merge_weights)
         make: _MakeRun = _RecordedSegment if backend.replays else _DirectSegment
         self.hidden = space.hidden_states(0, 1)
@@ -82,8 +83,10 @@ class DecodeStep:
                 "position_ids": shared.array((1, 1), "int64"),
                 "past_length": shared.array((1,), "int64", (1 + segment.number) * ALIGNMENT),
             }
-            if segment.stage.pruning:
+            if segment.stage.scores == SCORES:
                 inputs |= scorer
+            if segment.stage.routed:
+                inputs |= routes
             if segment.stage.merges:
                 inputs[MERGE_WEIGHTS] = merges
             if segment.stage.tells_visual:

@@ -1,9 +1,10 @@
 """Runs the decoder segment by segment, asking between two of them which tokens go on.
 
 A pruned token is gone from the next segment on: the segment's first operation gathers those
-that stay. They keep their original positions, and positions go on counting where the unpruned
-sequence ends, in later turns and in decoding alike. So every segment's caches have a length of
-their own, while the position is one for all.
+that stay; only of a routed layer do those that skip it come back behind it. Tokens keep their
+original positions, and positions go on counting where the unpruned sequence ends, in later turns
+and in decoding alike. So every segment's caches have a length of their own, while the position is
+one for all.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from atp_runtime.decoder_parts import Segment, heads_side_by_side
 from atp_runtime.decoder_results import DecoderState, PointResult, PrefillResult, StageCall
 from atp_runtime.errors import InputError
 from atp_runtime.kv_cache import SegmentCache
-from atp_runtime.manifest import LAST, RATERS, PruningPoint
+from atp_runtime.manifest import LAST, RATERS, PruningPoint, Stage
 from atp_runtime.raters import raters
-from atp_runtime.segment_entry import Entry, MergeTable
+from atp_runtime.segment_entry import Entry, MergeTable, route_weights
 from atp_runtime.selection import (
     FloatArray,
     IndexArray,
@@ -236,32 +237,38 @@ class SegmentedDecoder:
         going = np.arange(len(chunk))
         entry, visual = Entry.everything(len(chunk)), chunk.visual()
         judges = raters(hidden[0], visual.index) if self._rated else visual.index[:0]
-        points = []
+        weights, points = np.ones(len(chunk), dtype=np.float32), []
         for segment in self._segments:
-            going, stage = going[entry.place], segment.stage
-            positions = self._position + going
+            running, stage = going[entry.place], segment.stage
+            positions = self._position + running
             inputs = space.write_sequence(entry.keep_indices, positions, segment.cache.length)
             inputs["hidden_states"] = flow
             if stage.merges:
                 inputs[MERGE_WEIGHTS] = self._merges.write(entry.merge_weights)
+            if stage.routed:
+                inputs |= space.write_route_weights(weights)
+            else:
+                going = running
             scorer = self._asked(stage.pruning, visual, len(going), np.searchsorted(going, judges))
-            if stage.pruning:
+            if stage.scores == SCORES:
                 inputs |= space.write_scorer(scorer)
             if segment.stage.tells_visual:
                 inputs |= self._structure.write(visual, len(going))
             outputs = space.outputs(segment.number, stage, len(going))
             spared = int((visual.row >= 0).sum()) if stage.tells_visual else 0
-            self._run_segment(segment, inputs, outputs, len(going), spared)
+            self._run_segment(segment, inputs, outputs, len(running), spared)
             flow, entry = outputs["hidden_states_out"], Entry.everything(len(going))
             if stage.pruning:
-                scores = self._scores(outputs)
+                scores, returns = self._scores(stage, outputs), stage.pruning.returns
                 shown = replace(visual, hidden=partial(self._rows, flow, visual.index))
                 selection = select(stage.pruning, *scores, scorer.has_text, shown)
                 entry = _survivors(stage.pruning, selection, visual, len(going))
-                points.append(
-                    PointResult(stage.pruning.before_layer, going, going[entry.place], selection)
-                )
-                visual = visual.survivors(selection.kept, selection.merges)
+                layer, kept = stage.pruning.before_layer, going[entry.place]
+                points.append(PointResult(layer, going, kept, selection, returns))
+                if returns:
+                    weights = route_weights(entry.place, visual, scores[0])
+                else:
+                    visual = visual.survivors(selection.kept, selection.merges)
         logits = self._run_head(space.last_hidden_state(len(self._segments), len(going)))
         self._position += len(chunk)
         return PrefillResult(logits, tuple(points), self.calls)
@@ -322,9 +329,12 @@ class SegmentedDecoder:
         logits: FloatArray = self._download(self._logits)[0][0]
         return logits
 
-    def _scores(self, outputs: dict[str, DeviceArray]) -> tuple[FloatArray, FloatArray]:
-        own, cross = self._download(*(outputs[name] for name in SCORES))
-        return own, cross
+    def _scores(
+        self, stage: Stage, outputs: dict[str, DeviceArray]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Self and cross scores; a router's stand for both."""
+        found = self._download(*(outputs[name] for name in stage.scores))
+        return found[0], found[-1]
 
     def _rows(self, hidden: DeviceArray, index: IndexArray) -> FloatArray:
         (rows,) = self._download(hidden)

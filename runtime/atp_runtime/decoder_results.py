@@ -35,12 +35,14 @@ class PointResult:
         entered: int64: the chunk's tokens that were there, as indices into the chunk.
         kept: int64: those that go on, likewise.
         selection: What the rule said.
+        returns: The others skip that layer alone.
     """
 
     before_layer: int
     entered: IndexArray
     kept: IndexArray
     selection: Selection
+    returns: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,14 @@ from atp_runtime.errors import InputError
 from atp_runtime.manifest_checks import REBUILD, check_parts
 from atp_runtime.schema import from_json, to_json
 from atp_runtime.structure import Structure
-from atp_runtime.tensor_names import MERGE_WEIGHTS, PLACES, ROWS
+from atp_runtime.tensor_names import (
+    MERGE_WEIGHTS,
+    PLACES,
+    ROUTE_WEIGHTS,
+    ROUTER_SCORES,
+    ROWS,
+    SCORES,
+)
 
 FORMAT = "atp-bundle"
 SCHEMA_VERSION = 2
@@ -70,6 +77,9 @@ class PruningPoint:
             resembles the image most, see `atp_runtime.raters`.
         merges: Whether the rule may merge tokens; the segment behind the point then takes
             `MERGE_WEIGHTS`.
+        returns: The layer behind the point is routed: tokens that the rule does not choose skip it
+            by the residual and come back behind it. The rule decides by `ROUTER_SCORES`, given to
+            it as both scores, and the segment, which is that layer alone, takes `ROUTE_WEIGHTS`.
     """
 
     before_layer: int
@@ -78,6 +88,7 @@ class PruningPoint:
     weights: str | None = None
     queries: str = TEXT
     merges: bool = False
+    returns: bool = False
 
     def __post_init__(self) -> None:
         if self.queries not in QUERIES:
@@ -122,6 +133,18 @@ class Stage:
     def merges(self) -> bool:
         """Whether it can merge tokens of the segment before."""
         return any(spec.name == MERGE_WEIGHTS for spec in self.inputs)
+
+    @property
+    def routed(self) -> bool:
+        """Whether it is a layer that tokens skip and come back behind."""
+        return any(spec.name == ROUTE_WEIGHTS for spec in self.inputs)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The outputs that the rule at its end decides by."""
+        if self.pruning is None:
+            return ()
+        return (ROUTER_SCORES,) if self.pruning.returns else SCORES
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,27 @@ def _check_segments(manifest: Manifest, path: Path) -> None:
                 fix=REBUILD,
             )
         expected = last
+    _check_routed(manifest, path)
     if expected != manifest.text.layers:
         raise InputError(
             f"{path}: segments end at layer {expected}",
             why=f"the model has {manifest.text.layers} layers.",
             fix=REBUILD,
         )
+
+
+def _check_routed(manifest: Manifest, path: Path) -> None:
+    segments = manifest.segments
+    for before, stage in zip((None, *segments), segments, strict=False):
+        point = before.pruning if before is not None else None
+        returns = point is not None and point.returns
+        if returns != stage.routed or (returns and stage.layers[1] != stage.layers[0] + 1):
+            raise InputError(
+                f"{path}: {stage.name} {'does not let' if returns else 'lets'} tokens skip it",
+                why=f"the point before layer {stage.layers[0]} says otherwise, and a segment that "
+                "is skipped is a single layer.",
+                fix=REBUILD,
+            )
 
 
 def _check_heads(manifest: Manifest, path: Path) -> None:

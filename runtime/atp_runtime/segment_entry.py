@@ -54,6 +54,24 @@ class Entry:
         return np.zeros((1, self.weights.shape[1]), dtype=np.float32)
 
 
+def route_weights(place: IndexArray, visual: VisualTokens, scores: FloatArray) -> FloatArray:
+    """How much of a routed layer's update tokens get: visual ones their score, text all of it.
+
+    As in Mixture-of-Depths (arXiv 2404.02258, eq. 1), where the router's score is not squashed.
+
+    Args:
+        place: int64 [kept], rising: the tokens that go through the layer.
+        visual: Of the sequence.
+        scores: float32 [tokens], the router's.
+
+    Returns:
+        float32 [kept].
+    """
+    weights = np.ones(len(scores), dtype=np.float32)
+    weights[visual.index] = scores[visual.index]
+    return weights[place]
+
+
 class MergeTable:
     """Device memory for `Entry.merge_weights`, of one sequence at a time.
 

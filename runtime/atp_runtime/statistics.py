@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 from atp_runtime.backends.base import item_size
@@ -14,6 +13,7 @@ from atp_runtime.decoder_results import PointResult, StageCall
 from atp_runtime.manifest import Manifest, Stage, TextModel
 from atp_runtime.structure import MASKED
 from atp_runtime.structure_work import PrefillRows, structured_flops
+from atp_runtime.token_flow import tokens_entering
 
 _LINUX_STATUS = Path("/proc/self/status")
 
@@ -27,12 +27,14 @@ class PointStatistics:
         entered: Visual tokens before it.
         kept: Visual tokens behind it.
         note: Says so when the rule did nothing, or less than its name promises.
+        returns: Whether the others skip that layer alone.
     """
 
     before_layer: int
     entered: int
     kept: int
     note: str | None
+    returns: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,8 @@ def visual_tokens_entering(
         points: What happened at the pruning points, in order.
     """
     left = {point.before_layer: int(point.selection.kept.sum()) for point in points}
-    stages = manifest.segments
-    return list(
-        accumulate(
-            (stage.layers[1] for stage in stages[:-1]),
-            lambda alive, layer: left.get(layer, alive),
-            initial=visual,
-        )
+    return tokens_entering(
+        manifest.segments, visual, lambda point, alive: left.get(point.before_layer, alive)
     )
 
 
@@ -239,6 +236,7 @@ def _points(points: Iterable[PointResult]) -> tuple[PointStatistics, ...]:
             len(point.selection.kept),
             int(point.selection.kept.sum()),
             point.selection.note,
+            point.returns,
         )
         for point in points
     )

@@ -22,6 +22,13 @@ MERGE_WEIGHTS = "merge_weights"
 """What a segment behind a point that merges is told: float32 [merged, tokens], the share of each
 token of the segment before in each merged one. `keep_indices` from `tokens` on mean these."""
 
+ROUTER_SCORES = "scores.router"
+"""What a segment before a routed layer gives for each token instead of `SCORES`."""
+
+ROUTE_WEIGHTS = "route_weights"
+"""What a routed layer is told: float32 [kept], how much of its update each token gets that goes
+through it."""
+
 IMAGE_FEATURES = "image_features"
 """What the decoder gets of images, after the projector."""
 PATCH_FEATURES = "patch_features"

@@ -9,10 +9,10 @@ import numpy as np
 from atp_runtime.backends.base import Backend, DeviceArray, item_size
 from atp_runtime.manifest import Stage
 from atp_runtime.selection import FloatArray, IndexArray, VisualTokens
-from atp_runtime.tensor_names import SCORES
+from atp_runtime.tensor_names import ROUTE_WEIGHTS, ROUTER_SCORES, SCORES
 
 _INDICES = ("keep_indices", "position_ids", "past_length", "text_rows")
-_FLOATS = ("visual_weights", "text_weights", *SCORES)
+_FLOATS = ("visual_weights", "text_weights", ROUTE_WEIGHTS, ROUTER_SCORES, *SCORES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +123,21 @@ class Workspace:
             "text_weights": self._write_floats("text_weights", scorer.text_weights),
         }
 
-    def outputs(self, number: int, stage: Stage, kept: int) -> dict[str, DeviceArray]:
-        """Where a segment writes, except for its caches, by the names of the outputs."""
-        outputs = {"hidden_states_out": self.hidden_states(number + 1, kept)}
-        if stage.pruning:
-            for name in SCORES:
-                outputs[name] = self._floats[name].array((kept,), "float32")
+    def write_route_weights(self, weights: FloatArray) -> dict[str, DeviceArray]:
+        """Writes what a routed layer takes; returns it by the name of the input."""
+        return {ROUTE_WEIGHTS: self._write_floats(ROUTE_WEIGHTS, weights)}
+
+    def outputs(self, number: int, stage: Stage, tokens: int) -> dict[str, DeviceArray]:
+        """Where a segment writes, except for its caches, by the names of the outputs.
+
+        Args:
+            number: The segment's.
+            stage: The segment.
+            tokens: That leave it: those that entered it, and those that skipped it.
+        """
+        outputs = {"hidden_states_out": self.hidden_states(number + 1, tokens)}
+        for name in stage.scores:
+            outputs[name] = self._floats[name].array((tokens,), "float32")
         return outputs
 
     def _write_indices(self, name: str, values: IndexArray) -> DeviceArray:

@@ -238,6 +238,13 @@ def _points(manifest: Manifest) -> tuple[PruningPoint, ...]:
             why="there is no pruning point whose budget could be set.",
             fix="export the checkpoint without --dense, or with --prune-at.",
         )
+    routed = next((point.before_layer for point in points if point.returns), None)
+    if routed is not None:
+        raise InputError(
+            f"a budget for a bundle that routes tokens around layer {routed}",
+            why="the decoder was trained with the share that goes through.",
+            fix="train with another share, or export with a policy that drops tokens.",
+        )
     return points
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from atp_export.engines.options import EngineOptions
 from atp_runtime.engine_set import DECODE, PREFILL, EngineProfile
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import AxisRange, Manifest, Stage, TensorSpec
 from atp_runtime.tensor_names import ROW_AXES
+from atp_runtime.token_flow import tokens_entering
 
 Shape = tuple[int, ...]
 _ONE = AxisRange(1, 1, 1)
@@ -110,17 +110,20 @@ def _expected_lengths(manifest: Manifest, options: EngineOptions) -> dict[str, t
     typical = manifest.axes["tokens"].typical
     text = max(1, typical - manifest.vision.most_tokens)
     visual = iter(_checked_kept(manifest, options))
-    lengths, entering, kept = {}, typical, typical
-    for segment in manifest.segments:
-        lengths[segment.name] = entering, kept
-        entering = kept
-        if segment.pruning:
-            kept = min(kept, text + next(visual))
+    kept = tokens_entering(
+        manifest.segments, typical, lambda _point, alive: min(alive, text + next(visual))
+    )
+    lengths, entering = {}, typical
+    for segment, count in zip(manifest.segments, kept, strict=True):
+        lengths[segment.name] = entering, count
+        # What skips a routed layer leaves it, too.
+        entering = entering if segment.routed else count
     return lengths
 
 
 def _checked_kept(manifest: Manifest, options: EngineOptions) -> tuple[int, ...]:
-    points = sum(segment.pruning is not None for segment in manifest.segments)
+    pruning = [segment.pruning for segment in manifest.segments if segment.pruning]
+    points = len(pruning)
     most = manifest.vision.most_tokens
     if options.kept is None:
         return (manifest.axes["tokens"].typical,) * points
@@ -131,7 +134,8 @@ def _checked_kept(manifest: Manifest, options: EngineOptions) -> tuple[int, ...]
             why=f"the bundle has {points} pruning points.",
             fix="give one number for each, or leave the option away.",
         )
-    if any(after > before for before, after in pairwise((most, *options.kept))):
+    gone = [it for point, it in zip(pruning, options.kept, strict=True) if not point.returns]
+    if max(options.kept, default=0) > most or gone != sorted(gone, reverse=True):
         raise InputError(
             shown,
             why=f"an image has {most} visual tokens, and those that were dropped do not come back.",

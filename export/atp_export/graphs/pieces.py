@@ -147,8 +147,8 @@ class FeedForward(nn.Module):
         return down
 
 
-class DecoderLayer(nn.Module):
-    """One LLaMA decoder layer that returns keys and values of the new positions only."""
+class LayerParts(nn.Module):
+    """What a LLaMA decoder layer consists of."""
 
     def __init__(self, spec: TextSpec, dialect: Dialect) -> None:
         super().__init__()
@@ -156,6 +156,10 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(spec, dialect)
         self.post_attention_layernorm = RmsNorm(spec.hidden, spec.rms_norm_eps, dialect)
         self.mlp = FeedForward(spec)
+
+
+class DecoderLayer(LayerParts):
+    """One LLaMA decoder layer that returns keys and values of the new positions only."""
 
     def forward(
         self,

@@ -16,8 +16,9 @@ from atp_models.reference import DenseStep, LlavaReference, PrunedStep
 from atp_models.reference_layers import Survivors
 from atp_runtime.decoder_results import PointResult
 from atp_runtime.errors import CheckFailedError
+from atp_runtime.manifest import Stage
 from atp_runtime.selection import BoolArray, SelectTokens
-from atp_runtime.tensor_names import SCORES, cache_names
+from atp_runtime.tensor_names import cache_names
 
 SCOPE = "end to end"
 
@@ -83,7 +84,7 @@ def check_pruned(
     is_visual = prompt.ids == manifest.vision.image_token_id
     survivors = kept_before(result.points, is_visual)
     expected = run_reference(reference, shown, manifest, survivors)
-    scored = {stage.layers[1]: stage.name for stage in manifest.segments if stage.pruning}
+    scored = {stage.layers[1]: stage for stage in manifest.segments if stage.pruning}
     pairs = [(_found(result.logits, outputs, scored), _pruned(expected.steps[0], scored))]
     for (_, ids), step in zip(prompt.following, expected.steps[1:], strict=True):
         pairs.append((_found(*run.follow(ids)), _pruned(step, {})))
@@ -115,13 +116,13 @@ def _survivors(point: PointResult, is_visual: BoolArray) -> Survivors:
 
 
 def _found(
-    logits: Array, outputs: Outputs, scored: Mapping[int, str] | None = None
+    logits: Array, outputs: Outputs, scored: Mapping[int, Stage] | None = None
 ) -> dict[str, Array]:
     present = {name: value for name, value in outputs.items() if name.startswith("present.")}
     scores = {
-        _score_name(layer, name): outputs[f"{stage}:{name}"]
+        _score_name(layer, name): outputs[f"{stage.name}:{name}"]
         for layer, stage in (scored or {}).items()
-        for name in SCORES
+        for name in stage.scores
     }
     return {"logits": logits[np.newaxis], **present, **scores}
 
@@ -133,12 +134,12 @@ def _dense(step: DenseStep) -> dict[str, Array]:
     return found
 
 
-def _pruned(step: PrunedStep, scored: Mapping[int, str]) -> dict[str, Array]:
+def _pruned(step: PrunedStep, scored: Mapping[int, Stage]) -> dict[str, Array]:
     found = {"logits": step.logits.numpy()}
     for number, layer in enumerate(step.layers):
         found |= _present(number, layer.key, layer.value)
-        if number + 1 in scored and layer.scores is not None:
-            for name, value in score_arrays(layer.scores).items():
+        if number + 1 in scored:
+            for name, value in score_arrays(layer).items():
                 found[_score_name(number + 1, name)] = value
     return found
 

@@ -15,7 +15,15 @@ import onnx_ir as ir
 from atp_calibration.quantisation.choice import INT4, INT8
 from atp_runtime.errors import CheckFailedError
 from atp_runtime.manifest import Stage
-from atp_runtime.tensor_names import MERGE_WEIGHTS, PLACES, ROWS, SCORES, WINDOW, cache_names
+from atp_runtime.tensor_names import (
+    MERGE_WEIGHTS,
+    PLACES,
+    ROUTE_WEIGHTS,
+    ROWS,
+    SCORES,
+    WINDOW,
+    cache_names,
+)
 
 SCORER_INPUTS = ("visual_weights", "text_rows", "text_weights")
 _TOWER_NORM = re.compile(
@@ -82,7 +90,7 @@ def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
     names = {value.name: value for value in (*graph.inputs, *graph.outputs)}
     past_key, past_value, key, value = (names[name] for name in cache_names(layer))
     if layer == first:
-        entry = ("hidden_states", "keep_indices", MERGE_WEIGHTS)
+        entry = ("hidden_states", "keep_indices", MERGE_WEIGHTS, ROUTE_WEIGHTS)
         inputs = [names[name] for name in entry if name in names]
     else:
         inputs = [_entering(graph, stage, layer)]
@@ -96,9 +104,9 @@ def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
         inputs += [names[name] for name in (*ROWS, *WINDOW, PLACES) if name in names]
     else:
         outputs.append(_query(graph, stage, layer))
-    if ends and stage.pruning:
-        inputs += [names[name] for name in SCORER_INPUTS]
-        outputs += [names[name] for name in SCORES]
+    if ends:
+        inputs += [names[name] for name in SCORER_INPUTS if stage.scores == SCORES]
+        outputs += [names[name] for name in stage.scores]
     part = ir.convenience.extract(graph, inputs, outputs)
     return ir.Model(part, ir_version=model.ir_version)
 

@@ -11,11 +11,11 @@ import torch
 from atp_export.parity.measures import Array
 from atp_export.parity.vision_pruning import Shown
 from atp_models.reference import LlavaReference, PrunedStep
-from atp_models.reference_layers import Scores, Survivors
+from atp_models.reference_layers import LayerStep, Survivors, Tokens
 from atp_runtime.chunk import Chunk
 from atp_runtime.manifest import Manifest
 from atp_runtime.segment_entry import Entry
-from atp_runtime.tensor_names import MERGE_WEIGHTS, SCORES
+from atp_runtime.tensor_names import MERGE_WEIGHTS, ROUTE_WEIGHTS, ROUTER_SCORES, SCORES
 
 Keep = Mapping[int, Survivors]
 
@@ -36,9 +36,9 @@ class PrunedReference:
 
     @property
     def drops(self) -> bool:
-        """Whether fewer tokens reached the last layer than the first."""
-        layers = self.steps[0].layers
-        return layers[-1].entered.shape[1] < layers[0].entered.shape[1]
+        """Whether fewer tokens went through some layer than through the first."""
+        tokens = [len(layer.tokens.positions) for layer in self.steps[0].layers]
+        return min(tokens) < tokens[0]
 
 
 def run_reference(
@@ -53,7 +53,7 @@ def run_reference(
         keep: By layer, what is kept before it.
     """
     points = [stage.pruning for stage in manifest.segments if stage.pruning]
-    asking = {point.before_layer: point.queries for point in points}
+    asking = {it.before_layer: it.queries for it in points if not it.returns}
     run = reference.pruned(asking, manifest.structure)
     prompt = shown.prompt
     ids = torch.from_numpy(prompt.ids)
@@ -75,6 +75,24 @@ def entry_inputs(survivors: Survivors) -> dict[str, Array]:
     return {"keep_indices": entry.keep_indices, MERGE_WEIGHTS: entry.merge_weights}
 
 
-def score_arrays(scores: Scores) -> dict[str, Array]:
-    """Scores by the names of a graph's outputs."""
-    return dict(zip(SCORES, (scores.own.numpy(), scores.cross.numpy()), strict=True))
+def route_inputs(entering: Tokens, scores: torch.Tensor, survivors: Survivors) -> dict[str, Array]:
+    """What a routed layer is told besides.
+
+    Args:
+        entering: The tokens that go through it.
+        scores: The router's, [tokens], of all that reach it.
+        survivors: Which of them go through.
+    """
+    weights = torch.where(entering.visual, scores[survivors.indices], 1)
+    return {ROUTE_WEIGHTS: weights.numpy()}
+
+
+def score_arrays(layer: LayerStep) -> dict[str, Array]:
+    """Scores that were computed behind a layer, by the names of a graph's outputs."""
+    found: dict[str, Array] = {}
+    if layer.scores is not None:
+        own, cross = layer.scores.own.numpy(), layer.scores.cross.numpy()
+        found |= dict(zip(SCORES, (own, cross), strict=True))
+    if layer.router is not None:
+        found[ROUTER_SCORES] = layer.router.numpy()
+    return found

@@ -20,9 +20,10 @@ from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
 from atp_models.reference import LlavaReference
 from atp_models.reference_parts import ReferenceParts
+from atp_models.routers import read_routers
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import read_manifest
+from atp_runtime.manifest import Manifest, read_manifest
 
 MODES = ("auto", "full", "sampled")
 
@@ -71,11 +72,13 @@ def run_parity(
     )
 
 
-def _reference(checkpoint: Checkpoint, spec: ModelSpec) -> LlavaReference:
+def _reference(checkpoint: Checkpoint, spec: ModelSpec, manifest: Manifest) -> LlavaReference:
     """As Transformers loads it; its own loading of integers needs other packages and a GPU."""
+    routed = (stage.layers[0] for stage in manifest.segments if stage.routed)
+    routers = read_routers(checkpoint, routed)
     if checkpoint.quantised:
-        return LlavaReference.of_quantised(checkpoint, spec)
-    return LlavaReference.load(checkpoint.path)
+        return LlavaReference.of_quantised(checkpoint, spec, routers)
+    return LlavaReference.load(checkpoint.path, routers)
 
 
 def _choose(mode: str, plan: ExportPlan) -> Mode:
@@ -95,7 +98,7 @@ def _checks(
     report: Note,
 ) -> tuple[Check, ...]:
     if mode.name == "full":
-        reference = _reference(checkpoint, spec)
+        reference = _reference(checkpoint, spec, bundle.manifest)
         prompts = make_prompts(spec, plan.axes["tokens"].maximum)
 
         def check(view: Bundle) -> tuple[Check, ...]:

@@ -15,7 +15,7 @@ import torch
 
 from atp_export.parity.measures import Measure, Tolerance, compare
 from atp_export.parity.probes import hidden_name, single_layer, tower_layers
-from atp_export.parity.pruned_reference import entry_inputs
+from atp_export.parity.pruned_reference import entry_inputs, route_inputs
 from atp_export.parity.report import Check, Note
 from atp_export.parity.samples import picture, random_text
 from atp_export.parity.sessions import GraphSession
@@ -37,6 +37,7 @@ from atp_models.architecture import ModelSpec
 from atp_models.reference_layers import LayerStep, Survivors, Tokens
 from atp_models.reference_parts import ReferenceParts
 from atp_models.reference_queries import asked_tokens
+from atp_models.reference_routing import run_routed
 from atp_models.reference_structure import layer_runner
 from atp_runtime.bundle import Bundle
 from atp_runtime.chunk import Chunk
@@ -60,11 +61,13 @@ class _Chunk:
         when: Which moment of a conversation this is.
         hidden: [1, kept, hidden].
         tokens: What they are.
+        router: If the next layer is routed, its router's scores [kept] of them.
     """
 
     when: str
     hidden: torch.Tensor
     tokens: Tokens
+    router: torch.Tensor | None = None
 
 
 def check_samples(
@@ -196,8 +199,9 @@ def _check_segment(
         steps = _run_reference(bundle.manifest, stage, layer, parts, flow, keep)
         measures += _layer_measures(bundle, stage, layer, flow, keep, steps, tolerances)
         flow = [
-            _Chunk(chunk.when, step.left, step.tokens)
-            for chunk, step in zip(flow, steps, strict=True)
+            # What skips a routed layer comes back behind it.
+            _Chunk(it.when, step.left, it.tokens if stage.routed else step.tokens, step.router)
+            for it, step in zip(flow, steps, strict=True)
         ]
     return Check.of(stage.name, SCOPE, MODULES, layer_names(stage, layers), measures), flow
 
@@ -227,12 +231,19 @@ def _run_reference(
 ) -> list[LayerStep]:
     """The layer in PyTorch; it is freed before the bundle's is loaded."""
     runner, module = layer_runner(parts.rotary(), manifest.structure), parts.layer(layer)
-    queries = stage.pruning.queries if stage.pruning and layer + 1 == stage.layers[1] else None
+    point = stage.pruning if layer + 1 == stage.layers[1] else None
+    queries = point.queries if point is not None and not point.returns else None
     steps = []
     for chunk, survivors in zip(chunks, keep, strict=True):
-        hidden, tokens = survivors.of(chunk.hidden, chunk.tokens)
-        asked = asked_tokens(queries, hidden, tokens.visual) if queries else None
-        steps.append(runner.run(module, hidden, tokens, asked))
+        if chunk.router is not None:
+            through, scores = survivors.indices, chunk.router
+            step = run_routed(runner, module, chunk.hidden, chunk.tokens, through, scores)
+        else:
+            hidden, tokens = survivors.of(chunk.hidden, chunk.tokens)
+            among = asked_tokens(queries, hidden, tokens.visual) if queries else None
+            step = runner.run(module, hidden, tokens, among)
+        router = parts.router_scores(layer + 1, step.left) if point and point.returns else None
+        steps.append(replace(step, router=router))
     return steps
 
 
@@ -250,6 +261,8 @@ def _layer_measures(
     for number, (chunk, survivors, step) in enumerate(zip(chunks, keep, steps, strict=True)):
         inputs = empty_past(stage, step.key)
         inputs |= layer_inputs(layer, step, steps[:number])
+        if chunk.router is not None:
+            inputs |= route_inputs(step.tokens, chunk.router, survivors)
         if stage.tells_visual:
             inputs |= row_inputs(step.tokens, bundle.manifest)
         # The segment takes the length of the past from the keys of its first layer.

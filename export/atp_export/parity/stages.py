@@ -9,7 +9,12 @@ import torch
 
 from atp_export.parity.measures import Array, Measure, Tolerance, compare, in_sequence
 from atp_export.parity.probes import hidden_name, query_name, with_probes
-from atp_export.parity.pruned_reference import PrunedReference, entry_inputs, score_arrays
+from atp_export.parity.pruned_reference import (
+    PrunedReference,
+    entry_inputs,
+    route_inputs,
+    score_arrays,
+)
 from atp_export.parity.report import Check
 from atp_export.parity.samples import count_images
 from atp_export.parity.sessions import Arrays, GraphSession
@@ -237,6 +242,9 @@ def _segment_inputs(
     inputs: dict[str, Array] = {"hidden_states": hidden.numpy(), **entry_inputs(survivors)}
     if stage.tells_visual:
         inputs |= row_inputs(entering.tokens, manifest)
+    scores = step.layers[first - 1].router
+    if scores is not None:
+        inputs |= route_inputs(entering.tokens, scores, survivors)
     for layer in range(first, last):
         inputs |= layer_inputs(layer, step.layers[layer], [s.layers[layer] for s in past])
     if number == 0:
@@ -265,8 +273,8 @@ def layer_outputs(stage: Stage, layer: int, step: LayerStep) -> dict[str, Array]
     }
     if not stage.tells_visual:  # there, no row has them all
         found[query_name(layer)] = step.query.numpy()
-    if step.scores is not None and bool(step.tokens.visual.any()):
-        found |= score_arrays(step.scores)
+    if bool(step.tokens.visual.any()):
+        found |= score_arrays(step)
     return found
 
 

@@ -57,8 +57,9 @@ def statistics_lines(statistics: Statistics) -> list[str]:
     for point in s.points:
         share = 100 * point.kept / point.entered if point.entered else 0
         note = f" ({point.note})" if point.note else ""
-        told = f"{point.kept} of {point.entered} visual tokens kept, {share:.0f} %{note}"
-        lines.append((f"before layer {point.before_layer}", told))
+        where, what = ("through", "routed") if point.returns else ("before", "kept")
+        told = f"{point.kept} of {point.entered} visual tokens {what}, {share:.0f} %{note}"
+        lines.append((f"{where} layer {point.before_layer}", told))
     if s.mean_visual_tokens is not None:
         lines.append(("visual tokens", f"{s.mean_visual_tokens:.1f} on average over all layers"))
     parts = (s.preprocess_seconds, s.vision_seconds, s.prefill_seconds)

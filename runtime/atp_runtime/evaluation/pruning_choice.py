@@ -103,8 +103,10 @@ class PruningChoice:
                 why=f"the bundle prunes before layers {layers}: {len(points)} numbers.",
                 fix="give one number per pruning point.",
             )
-        falling = list(self.keep) == sorted(self.keep, reverse=True)
-        if not falling or self.keep[0] > tokens or self.keep[-1] < 0:
+        # What skips a routed layer comes back, so that later points may keep more.
+        gone = [it for point, it in zip(points, self.keep, strict=True) if not point.returns]
+        falling = gone == sorted(gone, reverse=True)
+        if not falling or max(self.keep, default=0) > tokens or min(self.keep, default=0) < 0:
             raise InputError(
                 f"--keep {','.join(map(str, self.keep))}",
                 why=f"an image has {tokens} tokens, and what is pruned does not come back.",

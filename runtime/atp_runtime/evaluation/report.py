@@ -73,10 +73,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class PointTokens:
-    """Visual tokens that stayed behind a pruning point."""
+    """Visual tokens that stayed behind a pruning point; or went through a layer that is routed."""
 
     before_layer: int
     kept: Spread
+    returns: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from atp_runtime.evaluation.formats.registry import FORMATS
 from atp_runtime.evaluation.markdown import interval, percent, quoted, table, text_table
 from atp_runtime.evaluation.pruning_choice import OWN
-from atp_runtime.evaluation.report import Report, Spread, Tokens
+from atp_runtime.evaluation.report import PointTokens, Report, Spread, Tokens
 
 
 def write_report(report: Report) -> str:
@@ -88,12 +88,17 @@ def _yes_no(report: Report) -> str:
     )
 
 
+def _where(point: PointTokens) -> str:
+    layer = point.before_layer
+    return f"through layer {layer}" if point.returns else f"from layer {layer} on"
+
+
 def _tokens(report: Report) -> str:
     tokens = report.tokens
     if tokens is None:
         return ""
     rows = [_spread("before pruning", tokens.entering)]
-    rows += [_spread(f"from layer {it.before_layer} on", it.kept) for it in tokens.points]
+    rows += [_spread(_where(it), it.kept) for it in tokens.points]
     rows.append(_spread("average over all layers", tokens.mean))
     text = table(["visual tokens", "mean", "10 %", "median", "90 %"], rows)
     return "\n\n".join([text, *_dependence(tokens, adaptive=report.run.select == OWN)])

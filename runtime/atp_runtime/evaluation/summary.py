@@ -41,6 +41,7 @@ def summarise(
     """
     name, manifest = bundle
     points = [stage.pruning.before_layer for stage in manifest.segments if stage.pruning]
+    routed = {stage.layers[0] for stage in manifest.segments if stage.routed}
     return Report(
         format=FORMAT,
         schema_version=SCHEMA_VERSION,
@@ -55,7 +56,7 @@ def summarise(
         cut=sum(it.finish_reason == "length" for it in answers),
         accuracy=accuracies(answers),
         yes_no=yes_no_scores(answers),
-        tokens=token_statistics(answers, points),
+        tokens=token_statistics(answers, points, routed),
         latency=latency(answers),
         wrong=_wrong(answers),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from statistics import fmean, median
 
 import numpy as np
@@ -21,12 +21,15 @@ from atp_runtime.evaluation.report import (
 _QUANTILES = (0.1, 0.5, 0.9)
 
 
-def token_statistics(answers: Sequence[AnsweredQuestion], layers: Sequence[int]) -> Tokens | None:
+def token_statistics(
+    answers: Sequence[AnsweredQuestion], layers: Sequence[int], routed: Container[int] = ()
+) -> Tokens | None:
     """The tokens of the questions with images; None if there are none.
 
     Args:
         answers: All.
         layers: Of each pruning point the layer that dropped tokens no longer enter.
+        routed: Those behind which they come back.
     """
     shown = [it for it in answers if it.visual_tokens]
     if not shown:
@@ -36,7 +39,7 @@ def token_statistics(answers: Sequence[AnsweredQuestion], layers: Sequence[int])
         entering=spread([it.visual_tokens for it in shown]),
         mean=spread([it.mean_visual_tokens for it in shown]),
         points=tuple(
-            PointTokens(layer, spread([it.kept[number] for it in shown]))
+            PointTokens(layer, spread([it.kept[number] for it in shown]), layer in routed)
             for number, layer in enumerate(layers)
         ),
         correlations=_correlations(shown),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 from atp_runtime.latency.device import Device
 from atp_runtime.latency.memory import SYSTEM_BYTES, largest_build, run_needs
 from atp_runtime.latency.model import Entering, first_token_seconds
 from atp_runtime.latency.predictor import PredictedLatency
 from atp_runtime.manifest import Manifest
+from atp_runtime.token_flow import tokens_entering
 
 ERROR_BAND = 0.3
 """Share by which a predicted time may be off: a little more than the worst of the published times
@@ -89,9 +89,6 @@ def forecast(manifest: Manifest, device: Device, counts: Counts) -> Forecast:
 def _entering(manifest: Manifest, counts: Counts) -> list[Entering]:
     """What enters each segment."""
     left = iter(counts.kept)
-    visual = accumulate(
-        manifest.segments[:-1],
-        lambda alive, stage: next(left) if stage.pruning else alive,
-        initial=counts.images * manifest.vision.most_tokens,
-    )
+    most = counts.images * manifest.vision.most_tokens
+    visual = tokens_entering(manifest.segments, most, lambda _point, _alive: next(left))
     return [Entering(counts.text, it) for it in visual]

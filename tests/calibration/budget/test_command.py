@@ -166,6 +166,16 @@ def test_a_bundle_that_prunes_nothing_is_refused(
         fit_budget(new, drawn, options, threads=1)
 
 
+def test_a_bundle_that_routes_tokens_is_refused(
+    routed: Path, drawn: Samples, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(InputError, match="routes tokens around layer 1"),
+        deriving(Bundle.open(routed), tmp_path / "out", "", {}) as new,
+    ):
+        fit_budget(new, drawn, BudgetOptions(TOKENS, 36.0), threads=1)
+
+
 def test_an_unknown_device_is_refused_before_any_sample_is_run(
     atp_bundle: Path, drawn: Samples, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import pytest
 from onnx import helper
+from tests.routers import with_routers
 
 from atp_export.check.acceptance import CheckReport, check_bundle
 from atp_export.engines.options import EngineOptions
@@ -113,6 +114,25 @@ def test_merging_is_built_in_both_dialects(export_bundle: Any, tmp_path: Path) -
 
     assert found.passed
     assert {verdict.precision for verdict in found.verdicts} == {"fp16", "int8"}
+
+
+@pytest.mark.slow
+def test_routed_layers_are_built_in_both_dialects(export_bundle: Any, tmp_path: Path) -> None:
+    checkpoint = export_bundle(
+        tiny_config(kv_heads=2), precision="fp16", dialect="both", prune_at=(2,)
+    ).checkpoint
+    trained = with_routers(checkpoint, tmp_path / "routed", (1, 2))
+    settings = {"layers": [1, 2], "ratio": 0.5}
+    options = ExportOptions("fp16", "both", policy="videollm_mod", settings=settings)
+    job = prepare_job(trained, tmp_path / "bundle", options)
+    export_bundle_of(job, parity="off", reporter=QuietReporter())
+
+    found, _ = check(job.bundle)
+
+    assert found.passed
+    assert found.linted
+    segments = {v.stage for v in found.verdicts if v.stage.startswith("segment")}
+    assert segments == {f"segment_{number}" for number in range(4)}
 
 
 def test_one_dialect_alone_can_be_asked_for(bundle: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +12,7 @@ from atp_export.engines.options import EngineOptions
 from atp_export.engines.profiles import profile_shapes, stage_profiles
 from atp_runtime.engine_set import DECODE, PREFILL, EngineProfile
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import Manifest
+from atp_runtime.manifest import Manifest, read_manifest
 
 Make = Callable[..., Manifest]
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -117,6 +118,17 @@ def test_segments_are_tuned_for_the_text_and_what_is_expected_to_be_kept(
         (640, 364, 364),
         (364, 214, 214),
         (214, 124, 124),
+    ]
+
+
+def test_what_skips_a_routed_layer_enters_and_leaves_it(routed: Path) -> None:
+    manifest = read_manifest(routed)
+    typical, text = manifest.axes["tokens"].typical, 64
+    assert tuned_for(manifest, EngineOptions(kept=(4, 9))) == [
+        (typical, typical, typical),
+        (typical, text + 4, text + 4),
+        (typical, typical, typical),
+        (typical, text + 9, text + 9),
     ]
 
 
