@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import mmap
 from collections import deque
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,7 +242,7 @@ def open_tensorrt() -> TensorRtLibrary:
             reasons.append(str(error))
             continue
         if hasattr(module, "Runtime"):
-            return TensorRtLibrary(module)
+            return _begin(module)
         # A package of type stubs alone can be imported, too.
         reasons.append(f"the Python package {name!r} has no runtime in it")
     raise MachineError(
@@ -249,6 +250,15 @@ def open_tensorrt() -> TensorRtLibrary:
         why="this backend runs TensorRT engines.",
         fix=_INSTALL,
     )
+
+
+@cache
+def _begin(module: Any) -> TensorRtLibrary:
+    """One per process, and for good: a runtime cannot be destroyed while TensorRT logs.
+
+    It holds a lock then, and Python's garbage collection may begin in any logger.
+    """
+    return TensorRtLibrary(module)
 
 
 def _has(module: Any, feature: str) -> bool:

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from tests.runtime.backends.host_device import HostDevice
 
-from atp_runtime.backends import open_backend
+from atp_runtime.backends import open_backend, tensorrt_engine
 from atp_runtime.backends.engine_library import (
     EngineError,
     EngineLibrary,
@@ -30,9 +30,10 @@ def rtx() -> ModuleType:
     return pytest.importorskip("tensorrt_rtx")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def library(rtx: ModuleType) -> EngineLibrary:
-    return TensorRtLibrary(rtx)
+    """One for all tests: see `tensorrt_engine._begin`."""
+    return tensorrt_engine._begin(rtx)
 
 
 def test_tensorrt_for_rtx_has_all_that_is_used(rtx: ModuleType, library: EngineLibrary) -> None:
