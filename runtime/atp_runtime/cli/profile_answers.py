@@ -39,7 +39,7 @@ def profile_answers(options: argparse.Namespace) -> int:
     plan = _plan(options)
     output: Path = options.output or Path(f"profile-{options.bundle.resolve().name}")
     _check_writable(output)
-    run_by = RunBy(options.backend, options.threads, options.cuda_graphs)
+    run_by = RunBy(options.backend, options.threads, options.cuda_graphs, options.nvtx)
     measured = measure_profile(options.bundle, plan, run_by, run_progress(quiet=options.quiet))
     profile = measured.profile
     write_whole(output / CSV, profile_csv(profile))
