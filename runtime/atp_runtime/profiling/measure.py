@@ -168,7 +168,7 @@ def measure_profile(path: Path, plan: ProfilePlan, run_by: RunBy, told: Told) ->
                 peak_memory_bytes(),
                 _clock_seconds() * float(np.mean([turn.readings for turn in turns])),
                 sensors.rows(),
-                runs.modes(manifest, sensors),
+                runs.modes(manifest, sensors, ceiling.gbps if ceiling else None),
             ),
             complete,
             session.ask(first.prompt, first.images, GenerationOptions(max_new_tokens=1)),
@@ -212,7 +212,7 @@ class _Runs:
         turn = self._timer.run(question, rule)
         return turn, (began, perf_counter())
 
-    def modes(self, manifest: Manifest, sensors: SensorLog) -> dict[str, Mode]:
+    def modes(self, manifest: Manifest, sensors: SensorLog, gbps: float | None) -> dict[str, Mode]:
         """What they come to; one answer more of each shows the memory."""
         question = self._plan.questions[0]
         return {
@@ -221,6 +221,7 @@ class _Runs:
                 self.turns[mode],
                 trace_memory(partial(self._timer.run, question, rule)),
                 sensors.joules(self._spans[mode]),
+                gbps,
             )
             for mode, rule in self._rules.items()
         }
