@@ -66,6 +66,9 @@ class Context:
         manifest: The bundle's.
         embedding: Its embedding table.
         decoder: Its decoder, whose caches it takes over.
+
+    Attributes:
+        embedding: As given.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Context:
     ) -> None:
         self._placeholder = manifest.vision.image_token_id
         self._text = manifest.text
-        self._embedding = embedding
+        self.embedding = embedding
         self._decoder = decoder
         decoder.reset()
         self._history = History(decoder.state)
@@ -144,7 +147,7 @@ class Context:
         none = np.empty((0, self._text.hidden))
         began = perf_counter()
         features = np.concatenate([tokens.values for tokens in shown]) if shown else none
-        hidden = self._embedding.splice(new, features, self._placeholder)
+        hidden = self.embedding.splice(new, features, self._placeholder)
         embedding_seconds = perf_counter() - began
         self._decoder.grow(self._capacity(len(ids) + max_new_tokens))
         result = self._decoder.prefill(hidden, chunk, select)
@@ -158,7 +161,7 @@ class Context:
 
     def feed(self, token: int) -> FloatArray:
         """Runs one token of the answer; float32 [vocabulary] for the next."""
-        logits = self._decoder.decode(self._embedding.rows([token])[None])
+        logits = self._decoder.decode(self.embedding.rows([token])[None])
         self._history.decoded(token)
         return logits
 

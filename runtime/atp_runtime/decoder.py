@@ -226,6 +226,22 @@ class SegmentedDecoder:
             self.rewind(before)
             raise
 
+    def run_stage(
+        self, stage: str, tokens: int, past: int, run: Callable[[], None], visual: int = 0
+    ) -> None:
+        """Runs a stage between two marks; every run of prefill and decode comes here.
+
+        Args:
+            stage: Its name.
+            tokens: See `StageCall`.
+            past: Likewise.
+            run: What runs it.
+            visual: See `StageCall`.
+        """
+        began = self._backend.mark()
+        run()
+        self._runs.append(_Run(stage, tokens, past, began, self._backend.mark(), visual))
+
     def _prefill(
         self, hidden: npt.NDArray[Any], chunk: Chunk, select: SelectTokens
     ) -> PrefillResult:
@@ -290,9 +306,9 @@ class SegmentedDecoder:
         self._backend.write(step.hidden, hidden)
         step.write_numbers(self._position)
         for segment, run in zip(self._segments, step.segments, strict=True):
-            self._run(segment.stage.name, 1, segment.cache.length, run)
+            self.run_stage(segment.stage.name, 1, segment.cache.length, run)
         for head, run in zip(self._heads, step.heads, strict=True):
-            self._run(head.name, 1, 0, run)
+            self.run_stage(head.name, 1, 0, run)
         logits = self._last_logits()
         self._position += 1
         return logits
@@ -309,21 +325,14 @@ class SegmentedDecoder:
         inputs |= cache.past()
         outputs |= cache.slots(tokens)
         run = partial(segment.loaded.run, inputs, outputs)
-        self._run(segment.stage.name, tokens, cache.length, run, visual)
+        self.run_stage(segment.stage.name, tokens, cache.length, run, visual)
         cache.commit(tokens)
 
     def _run_head(self, hidden: DeviceArray) -> FloatArray:
         for head in self._heads:
             arrays = {"hidden_states": hidden}, {"logits": head.logits}
-            self._run(head.name, 1, 0, partial(head.loaded.run, *arrays))
+            self.run_stage(head.name, 1, 0, partial(head.loaded.run, *arrays))
         return self._last_logits()
-
-    def _run(
-        self, stage: str, tokens: int, past: int, run: Callable[[], None], visual: int = 0
-    ) -> None:
-        began = self._backend.mark()
-        run()
-        self._runs.append(_Run(stage, tokens, past, began, self._backend.mark(), visual))
 
     def _last_logits(self) -> FloatArray:
         logits: FloatArray = self._download(self._logits)[0][0]

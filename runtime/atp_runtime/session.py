@@ -22,6 +22,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.generation import GenerationOptions, ShowText
 from atp_runtime.photo_memory import PhotoMemory
 from atp_runtime.prompt import PromptWriter
+from atp_runtime.ranges import Range, marked_parts
 from atp_runtime.selection import Selectors
 from atp_runtime.tokenizer import Tokenizer
 from atp_runtime.vision import VisionEncoder
@@ -107,6 +108,14 @@ class Session:
         self._end_conversation()
         self._closed = True
         self._loaded.close()
+
+    def mark_parts(self, make: Range) -> None:
+        """Puts the parts of answers into named ranges, until the session is closed.
+
+        Args:
+            make: Makes a range, see `atp_runtime.ranges.open_nvtx`.
+        """
+        self._loaded.enter_context(marked_parts(self.model, make))
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Begins a conversation; the one before it ends.

@@ -37,6 +37,9 @@ from atp_export.engines.profiles import profile_shapes
 from atp_runtime.engine_set import EngineProfile
 from atp_runtime.manifest import Stage
 
+# What `atp-profile` tells of layers is kept in the plan: names, shapes, types, tactics.
+PROFILING_VERBOSITY = "DETAILED"
+
 
 @dataclass(frozen=True, eq=False)
 class BuiltEngine:
@@ -177,6 +180,7 @@ def _configure(builder: Any, network: Any, order: _Order, progress: Any) -> Any:
         load_timing_cache=io.BytesIO(order.timing_cache) if order.timing_cache else None,
         memory_pool_limits=pools,
         builder_optimization_level=options.optimisation_level,
+        profiling_verbosity=getattr(trt.ProfilingVerbosity, PROFILING_VERBOSITY),
         progress_monitor=progress,
     )(builder, network)
     if not order.library.has_gpu:

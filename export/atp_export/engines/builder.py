@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from atp_export.engines.build import build_stage
+from atp_export.engines.build import PROFILING_VERBOSITY, build_stage
 from atp_export.engines.dialect import choose_dialect, in_dialect
 from atp_export.engines.library import Library
 from atp_export.engines.memory import available_memory, plan_bytes
@@ -102,7 +102,7 @@ def build_engines(
 def _job(manifest: Manifest, stage: Stage, target: Target, options: EngineOptions) -> _Job:
     profiles = stage_profiles(manifest, stage, options)
     files = {name: manifest.files[name] for name in (stage.graph, *stage.data)}
-    limits = options.workspace_bytes, options.optimisation_level
+    limits = options.workspace_bytes, options.optimisation_level, PROFILING_VERBOSITY
     stamp = work_key(files, profiles, limits, target.library, target.version, target.sm)
     sources = {name: record.sha256 for name, record in files.items()}
     return _Job(stage, profiles, stamp, sources)

@@ -40,6 +40,7 @@ def _command(
         f"--onnx={bundle / stage.graph}",
         "--stronglyTyped",
         "--noTF32",
+        "--profilingVerbosity=detailed",
         *_profiles(stage, stage_profiles(manifest, stage, options)),
         f"--timingCacheFile={directory / TIMING_CACHE_NAME}",
     ]

@@ -5,6 +5,8 @@ Importing this package loads none of those libraries.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from atp_runtime.backends.base import (
     Backend,
     DeviceArray,
@@ -14,6 +16,9 @@ from atp_runtime.backends.base import (
     item_size,
 )
 from atp_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from atp_runtime.backends.layer_log import LayerLog
 
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 
@@ -26,6 +31,7 @@ __all__ = [
     "Traffic",
     "item_size",
     "open_backend",
+    "open_layer_timing",
 ]
 
 
@@ -61,6 +67,18 @@ def open_backend(
     return _open_tensorrt(cuda_graphs) if name == "tensorrt" else _open_provider(name)
 
 
+def open_layer_timing(layers: LayerLog) -> Backend:
+    """The backend "tensorrt" with every layer timed, which slows it down.
+
+    Args:
+        layers: Told what they take.
+
+    Raises:
+        MachineError: TensorRT or the GPU is missing or cannot be used.
+    """
+    return _open_tensorrt(graphs=False, layers=layers)
+
+
 def _open_provider(name: str) -> Backend:
     from atp_runtime.backends import onnxruntime_gpu  # noqa: PLC0415
     from atp_runtime.backends.cuda_device import CudaDevice  # noqa: PLC0415
@@ -71,10 +89,10 @@ def _open_provider(name: str) -> Backend:
     return onnxruntime_gpu.OnnxRuntimeGpuBackend(CudaDevice.open(), provider)
 
 
-def _open_tensorrt(graphs: bool) -> Backend:
+def _open_tensorrt(graphs: bool, layers: LayerLog | None = None) -> Backend:
     from atp_runtime.backends.cuda_device import CudaDevice  # noqa: PLC0415
     from atp_runtime.backends.tensorrt import TensorRtBackend  # noqa: PLC0415
     from atp_runtime.backends.tensorrt_engine import open_tensorrt  # noqa: PLC0415
 
     library = open_tensorrt()
-    return TensorRtBackend(CudaDevice.open(), library, graphs=graphs)
+    return TensorRtBackend(CudaDevice.open(), library, graphs=graphs, layers=layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from atp_runtime.backends.base import DeviceArray, DeviceBuffer
-from atp_runtime.backends.engine_library import PlanContext
+from atp_runtime.backends.engine_library import LayerTime, PlanContext
 
 
 class EngineContext:
@@ -40,6 +40,14 @@ class EngineContext:
     def enqueue(self) -> None:
         """Enqueues a run."""
         self._context.enqueue()
+
+    def run_timed(self) -> tuple[LayerTime, ...]:
+        """Runs, waits, and returns what the layers took."""
+        return self._context.run_timed()
+
+    def describe(self) -> str:
+        """The layers as they were told to run last, as JSON."""
+        return self._context.describe()
 
     def close(self) -> None:
         """Gives the context back; nothing may be running."""

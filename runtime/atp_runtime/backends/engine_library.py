@@ -42,6 +42,14 @@ class EngineTensor:
     on_device: bool
 
 
+@dataclass(frozen=True)
+class LayerTime:
+    """What a layer of an engine took in a run."""
+
+    name: str
+    milliseconds: float
+
+
 class PlanContext(Protocol):
     """A context on the device's stream; every method may raise EngineError."""
 
@@ -63,6 +71,17 @@ class PlanContext(Protocol):
 
     def enqueue(self) -> None:
         """Enqueues a run."""
+        ...
+
+    def run_timed(self) -> tuple[LayerTime, ...]:
+        """Runs, waits for the end, and returns what the layers took, in the order they ran.
+
+        Later runs of the context wait for their end, too.
+        """
+        ...
+
+    def describe(self) -> str:
+        """The layers for the profile and shapes that are set: JSON of the engine inspector."""
         ...
 
     def close(self) -> None:

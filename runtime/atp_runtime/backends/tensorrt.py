@@ -22,6 +22,7 @@ from atp_runtime.backends.engine_profiles import (
     choose_profile,
     longest_lengths,
 )
+from atp_runtime.backends.layer_log import LayerLog
 from atp_runtime.backends.recorded_run import RecordedRun
 from atp_runtime.backends.signature import check_signature
 from atp_runtime.bundle import Bundle
@@ -39,11 +40,24 @@ class TensorRtBackend(DeviceBackend):
         device: The GPU.
         library: TensorRT.
         graphs: Whether runs that repeat are recorded as CUDA graphs.
+        layers: Told what every layer takes, which makes the host wait for every run; None without.
+            Recorded runs are not told, so `graphs` must be False.
+
+    Attributes:
+        layers: The same.
     """
 
-    def __init__(self, device: Device, library: EngineLibrary, *, graphs: bool = True) -> None:
+    def __init__(
+        self,
+        device: Device,
+        library: EngineLibrary,
+        *,
+        graphs: bool = True,
+        layers: LayerLog | None = None,
+    ) -> None:
         super().__init__(device)
         self.replays = graphs
+        self.layers = layers
         self._library = library
         self._target = Target(library.name, library.version, device.sm, device.name)
         self._scratch = device.allocate(0)
@@ -109,7 +123,11 @@ class _TensorRtStage(LoadedStage):
             taken = {name: self._aligned_input(name, array) for name, array in inputs.items()}
             written = {name: self._aligned(name, array) for name, array in outputs.items()}
             self._context.prepare(profile, self._backend.scratch, taken, written)
-            self._context.enqueue()
+            if self._backend.layers is None:
+                self._context.enqueue()
+            else:
+                name = self._profiles[profile].name
+                self._backend.layers.run(self._stage.name, name, self._context)
         except EngineError as error:
             raise _run_error(self._stage, error) from error
         for name, array in outputs.items():

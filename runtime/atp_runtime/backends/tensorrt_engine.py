@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 import mmap
 from collections import deque
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atp_runtime.backends.device import Device
-from atp_runtime.backends.engine_library import EngineError, EngineTensor
+from atp_runtime.backends.engine_library import EngineError, EngineTensor, LayerTime
 from atp_runtime.errors import MachineError
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 MODULES = ("tensorrt", "tensorrt_rtx")
 FEATURES = (
+    "EngineInspector.get_engine_information",
     "ExecutionContextAllocationStrategy.USER_MANAGED",
+    "ICudaEngine.create_engine_inspector",
     "ICudaEngine.device_memory_size_v2",
     "ICudaEngine.get_tensor_dtype",
     "ICudaEngine.get_tensor_location",
@@ -31,10 +34,13 @@ FEATURES = (
     "ICudaEngine.num_io_tensors",
     "ICudaEngine.num_optimization_profiles",
     "IExecutionContext.execute_async_v3",
+    "IExecutionContext.nvtx_verbosity",
+    "IExecutionContext.profiler",
     "IExecutionContext.set_device_memory",
     "IExecutionContext.set_input_shape",
     "IExecutionContext.set_optimization_profile_async",
     "IExecutionContext.set_tensor_address",
+    "IProfiler.report_layer_time",
     "Runtime.deserialize_cuda_engine",
 )
 _MESSAGES_KEPT = 8
@@ -149,7 +155,10 @@ class TensorRtEngine:
         )
         if context is None:
             raise self._log.error("there is no context to be had")
-        return TensorRtContext(context, self._log, self._stream)
+        # Engines are built with all details of their layers, and a context would tell NVTX as
+        # much, which takes longer to enqueue.
+        context.nvtx_verbosity = self._module.ProfilingVerbosity.LAYER_NAMES_ONLY
+        return TensorRtContext(self._module, context, self._log, self._stream)
 
     def close(self) -> None:
         """Drops the engine."""
@@ -160,15 +169,18 @@ class TensorRtContext:
     """A context of a plan; see `PlanContext`.
 
     Args:
+        module: `tensorrt` or `tensorrt_rtx`.
         context: TensorRT's.
         log: Where the library says what went wrong.
         stream: The handle of the stream that runs are enqueued on.
     """
 
-    def __init__(self, context: trt.IExecutionContext, log: Any, stream: int) -> None:
+    def __init__(self, module: Any, context: trt.IExecutionContext, log: Any, stream: int) -> None:
+        self._module = module
         self._context = context
         self._log = log
         self._stream = stream
+        self._profiler: Any = None
 
     def set_scratch(self, address: int, nbytes: int) -> None:
         """Where the context may work."""
@@ -193,9 +205,23 @@ class TensorRtContext:
         """Enqueues a run."""
         self._expect(self._context.execute_async_v3(self._stream), "the run cannot be enqueued")
 
+    def run_timed(self) -> tuple[LayerTime, ...]:
+        """Runs with a profiler, with which TensorRT waits for the end and tells each layer."""
+        if self._profiler is None:
+            self._profiler = self._context.profiler = _make_profiler(self._module)
+        self._profiler.layers.clear()
+        self.enqueue()
+        return tuple(self._profiler.layers)
+
+    def describe(self) -> str:
+        """What the engine inspector knows of the context."""
+        inspector = self._context.engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        return str(inspector.get_engine_information(self._module.LayerInformationFormat.JSON))
+
     def close(self) -> None:
         """Drops it."""
-        self._context = None
+        self._context = self._profiler = None
 
     def _expect(self, done: bool, otherwise: str) -> None:
         if not done:
@@ -216,7 +242,7 @@ def open_tensorrt() -> TensorRtLibrary:
             reasons.append(str(error))
             continue
         if hasattr(module, "Runtime"):
-            return TensorRtLibrary(module)
+            return _begin(module)
         # A package of type stubs alone can be imported, too.
         reasons.append(f"the Python package {name!r} has no runtime in it")
     raise MachineError(
@@ -226,9 +252,32 @@ def open_tensorrt() -> TensorRtLibrary:
     )
 
 
+@cache
+def _begin(module: Any) -> TensorRtLibrary:
+    """One per process, and for good: a runtime cannot be destroyed while TensorRT logs.
+
+    It holds a lock then, and Python's garbage collection may begin in any logger.
+    """
+    return TensorRtLibrary(module)
+
+
 def _has(module: Any, feature: str) -> bool:
     owner, name = feature.split(".")
     return hasattr(getattr(module, owner, None), name)
+
+
+def _make_profiler(module: Any) -> Any:
+    """A profiler that keeps what it is told."""
+
+    class Profiler(module.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.IProfiler.__init__(self)
+            self.layers: list[LayerTime] = []
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.layers.append(LayerTime(layer_name, ms))
+
+    return Profiler()
 
 
 def _make_log(module: Any) -> Any:

@@ -30,3 +30,12 @@ def add_backend_options(group: argparse._ActionsContainer) -> None:
         help="enqueue every decode step anew instead of recording it as CUDA graphs; only "
         "--backend tensorrt records any",
     )
+
+
+def add_nvtx_option(group: argparse._ActionsContainer) -> None:
+    """Adds `--nvtx` to a parser or to a group of it."""
+    group.add_argument(
+        "--nvtx",
+        action="store_true",
+        help="mark the parts of answers as NVTX ranges, for nsys profile; needs the package nvtx",
+    )

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from atp_runtime.cli.backend_options import add_backend_options
+from atp_runtime.cli.backend_options import add_backend_options, add_nvtx_option
 from atp_runtime.cli.command import CommandParser, add_output_options, run_command, wants_json
 from atp_runtime.errors import InputError
 
@@ -33,6 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return fit(options)
         options = _parser().parse_args(words)
+        asks = options.image or options.prompt or options.data
+        if options.nvtx and (options.predict or not asks):
+            raise InputError(
+                "--nvtx without answers to measure",
+                why="its ranges are the parts of an answer.",
+                fix="add --image, --prompt or --data, or leave --nvtx away.",
+            )
         if options.predict:
             from atp_runtime.cli.profile_predict import predict  # noqa: PLC0415
 
@@ -43,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 why="what is measured keeps what the bundle's rule says.",
                 fix="add --predict DEVICE, or leave --keep away.",
             )
-        if options.image or options.prompt or options.data:
+        if asks:
             from atp_runtime.cli.profile_answers import profile_answers  # noqa: PLC0415
 
             return profile_answers(options)
@@ -94,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "profile-BUNDLE); of a table, its file (default: in BUNDLE/latency/, where atp-run looks)",
     )
     add_backend_options(parser)
+    add_nvtx_option(parser)
     add_output_options(parser)
     return parser
 

@@ -21,6 +21,8 @@ from atp_runtime.images import load_image
 from atp_runtime.manifest import read_manifest
 from atp_runtime.profiling.csv_file import profile_csv
 from atp_runtime.profiling.html_report import html_report
+from atp_runtime.profiling.layer_files import is_detailed, layer_files
+from atp_runtime.profiling.layers import measure_layers
 from atp_runtime.profiling.measure import ProfilePlan, RunBy, measure_profile
 from atp_runtime.profiling.profile_file import FILE, Profile, write_profile
 from atp_runtime.profiling.text_report import text_report
@@ -37,12 +39,14 @@ def profile_answers(options: argparse.Namespace) -> int:
     plan = _plan(options)
     output: Path = options.output or Path(f"profile-{options.bundle.resolve().name}")
     _check_writable(output)
-    run_by = RunBy(options.backend, options.threads, options.cuda_graphs)
+    run_by = RunBy(options.backend, options.threads, options.cuda_graphs, options.nvtx)
     measured = measure_profile(options.bundle, plan, run_by, run_progress(quiet=options.quiet))
     profile = measured.profile
     write_whole(output / CSV, profile_csv(profile))
     write_whole(output / HTML, html_report(profile, _pictures(options.bundle, measured.answer)))
     write_profile(output / FILE, profile)
+    if options.backend == "tensorrt" and measured.complete:
+        _write_layers(options, plan, output)
     if options.json:
         print_json({"output": str(output), "complete": measured.complete, **to_json(profile)})
     else:
@@ -50,6 +54,21 @@ def profile_answers(options: argparse.Namespace) -> int:
     if not options.quiet:
         print_note(f"report: {output / HTML}")
     return 0 if measured.complete else print_error("atp-profile", _cut_short(profile, plan))
+
+
+def _write_layers(options: argparse.Namespace, plan: ProfilePlan, output: Path) -> None:
+    """Adds what the layers of the engines take."""
+    engines = measure_layers(options.bundle, plan.questions[0], plan.new_tokens)
+    files = layer_files(engines)
+    for name, text in files.items():
+        write_whole(output / name, text)
+    if not options.quiet:
+        print_note(f"layers of the engines: {len(files)} files, {output / 'layers_*.json'}")
+    if not all(map(is_detailed, engines)):
+        print_note(
+            "the engines tell their layers by name alone, which viewers refuse; build them again: "
+            "atp-export engines BUNDLE"
+        )
 
 
 def _cut_short(profile: Profile, plan: ProfilePlan) -> InterruptedWorkError:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from atp_runtime.cli.backend_options import add_backend_options
+from atp_runtime.cli.backend_options import add_backend_options, add_nvtx_option
 from atp_runtime.cli.command import CommandParser, add_output_options, run_command, wants_json
 from atp_runtime.cli.listen_options import add_listen_option
 
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generation(parser)
     _add_deadline(parser)
     add_backend_options(parser)
+    add_nvtx_option(parser)
     add_listen_option(parser)
     parser.add_argument(
         "--stats", action="store_true", help="print tokens kept, times, GFLOP/s, GB/s and memory"

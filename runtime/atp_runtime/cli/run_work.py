@@ -23,6 +23,7 @@ from atp_runtime.images import load_image
 from atp_runtime.latency.duration import parse_duration
 from atp_runtime.latency.table import MeasuredLatency, read_table, table_for, this_setting
 from atp_runtime.manifest import read_manifest
+from atp_runtime.ranges import open_nvtx
 from atp_runtime.sampling import SamplingOptions
 from atp_runtime.session import Session
 
@@ -98,12 +99,16 @@ def _open(options: argparse.Namespace) -> Session:
 
 
 def _open_bundle(options: argparse.Namespace) -> Session:
-    return Session.open(
+    ranges = open_nvtx() if options.nvtx else None  # told to be missing before the bundle is loaded
+    session = Session.open(
         options.bundle,
         backend=options.backend,
         threads=options.threads,
         cuda_graphs=options.cuda_graphs,
     )
+    if ranges is not None:
+        session.mark_parts(ranges)
+    return session
 
 
 def _latency(options: argparse.Namespace) -> MeasuredLatency:

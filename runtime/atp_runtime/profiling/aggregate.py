@@ -9,6 +9,7 @@ import numpy as np
 
 from atp_runtime.manifest import Manifest
 from atp_runtime.profiling.profile_file import MemorySample, Mode, Row, Spread
+from atp_runtime.profiling.shares import host_shares
 from atp_runtime.profiling.timed_turn import DECODE, Span, TimedTurn
 from atp_runtime.stage_work import Work, stage_work
 from atp_runtime.statistics import cached_bytes
@@ -25,6 +26,7 @@ def make_mode(
     turns: Sequence[TimedTurn],
     memory: Sequence[MemorySample],
     joules: float | None = None,
+    gbps: float | None = None,
 ) -> Mode:
     """A mode of at least one answer.
 
@@ -33,6 +35,7 @@ def make_mode(
         turns: Their times; each has the same parts.
         memory: During one more.
         joules: Of an answer.
+        gbps: 1e9 bytes per second that the machine moves at best; None where it is not known.
     """
     by_part: dict[tuple[str, str], list[Span]] = defaultdict(list)
     for turn in turns:
@@ -54,6 +57,7 @@ def make_mode(
         tuple(_row(manifest, spans) for spans in by_part.values()),
         tuple(memory),
         joules,
+        host_shares(manifest, turns, gbps),
     )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from atp_runtime.profiling.charts import memory, part_name, roofline, tokens, waterfall
 from atp_runtime.profiling.limits import share_of_ceiling
 from atp_runtime.profiling.profile_file import DENSE, PRUNED, Profile, Row
+from atp_runtime.profiling.shares import share_lines
 from atp_runtime.profiling.text_report import sensor_line
 from atp_runtime.schema import to_json
 
@@ -90,6 +91,7 @@ def _sections(profile: Profile, pictures: Sequence[Image.Image]) -> Iterator[str
     yield f'<ul class="tiles">{"".join(_tiles(profile))}</ul>'
     yield "<h2>To the first token</h2>"
     yield f'<p class="key small">{"".join(_keys())}</p>{waterfall(profile)}'
+    yield from (f'<p class="small">{escape(line)}</p>' for line in share_lines(profile))
     yield "<h2>Tokens of each segment</h2>" + _modes_key(profile) + tokens(profile)
     if pictures:
         yield "<h2>What was pruned</h2>"

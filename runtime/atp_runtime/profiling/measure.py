@@ -36,6 +36,7 @@ from atp_runtime.profiling.profile_file import (
 from atp_runtime.profiling.sensor_log import SensorLog
 from atp_runtime.profiling.sensors import find_sensors
 from atp_runtime.profiling.timed_turn import Question, TimedTurn, TurnTimer
+from atp_runtime.ranges import open_nvtx
 from atp_runtime.selection import Selectors, SelectTokens, keeps_all
 from atp_runtime.session import Session
 from atp_runtime.statistics import peak_memory_bytes
@@ -80,11 +81,19 @@ class ProfilePlan:
 
 @dataclass(frozen=True)
 class RunBy:
-    """What runs the bundle, see `open_backend`."""
+    """What runs the bundle, see `open_backend`.
+
+    Attributes:
+        backend: Its name.
+        threads: Of the CPU; None lets the backend decide.
+        cuda_graphs: Whether decode steps may be recorded.
+        nvtx: Whether the parts of answers lie in NVTX ranges, whose cost is then measured, too.
+    """
 
     backend: str = BACKENDS[0]
     threads: int | None = None
     cuda_graphs: bool = True
+    nvtx: bool = False
 
     @property
     def setting(self) -> Setting:
@@ -122,11 +131,14 @@ def measure_profile(path: Path, plan: ProfilePlan, run_by: RunBy, told: Told) ->
         InputError: The bundle or a question cannot be used.
         MachineError: Memory does not suffice, or a package or the GPU is missing.
     """
+    ranges = open_nvtx() if run_by.nvtx else None
     began = perf_counter()
     bundle = Bundle.open(path)
     backend = open_backend(run_by.backend, threads=run_by.threads, cuda_graphs=run_by.cuda_graphs)
     with Session(bundle, backend) as session:
         loaded = perf_counter()
+        if ranges is not None:
+            session.mark_parts(ranges)
         timer = TurnTimer(session.model, plan.new_tokens)
         first = plan.questions[0]
         answered = timer.run(first, session.model.select)
@@ -156,7 +168,7 @@ def measure_profile(path: Path, plan: ProfilePlan, run_by: RunBy, told: Told) ->
                 peak_memory_bytes(),
                 _clock_seconds() * float(np.mean([turn.readings for turn in turns])),
                 sensors.rows(),
-                runs.modes(manifest, sensors),
+                runs.modes(manifest, sensors, ceiling.gbps if ceiling else None),
             ),
             complete,
             session.ask(first.prompt, first.images, GenerationOptions(max_new_tokens=1)),
@@ -200,7 +212,7 @@ class _Runs:
         turn = self._timer.run(question, rule)
         return turn, (began, perf_counter())
 
-    def modes(self, manifest: Manifest, sensors: SensorLog) -> dict[str, Mode]:
+    def modes(self, manifest: Manifest, sensors: SensorLog, gbps: float | None) -> dict[str, Mode]:
         """What they come to; one answer more of each shows the memory."""
         question = self._plan.questions[0]
         return {
@@ -209,6 +221,7 @@ class _Runs:
                 self.turns[mode],
                 trace_memory(partial(self._timer.run, question, rule)),
                 sensors.joules(self._spans[mode]),
+                gbps,
             )
             for mode, rule in self._rules.items()
         }

@@ -65,6 +65,24 @@ class MemorySample:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """What of prefill and decode is not the model, medians of the answers' own shares.
+
+    Attributes:
+        prefill: Outside of the backend's runs of stages, of the prefill and the first sampling.
+        decode: Likewise of what comes after it; None if nothing does.
+        selection: Rules at the pruning points, of the prefill.
+        gather: Taking along what they keep, likewise. It is inside of the stages, so it is taken as
+            reading and writing these rows at the machine's best; None where that is not known.
+    """
+
+    prefill: float
+    decode: float | None
+    selection: float
+    gather: float | None
+
+
+@dataclass(frozen=True)
 class Mode:
     """Answers with or without pruning.
 
@@ -77,6 +95,7 @@ class Mode:
         memory: During one answer more, in the order of time; empty where the system does not say.
         joules: That the whole module took for an answer, the mean of the runs; None where no sensor
             tells.
+        shares: What the model is not; None in profiles of earlier versions.
     """
 
     first_token: Spread
@@ -86,6 +105,7 @@ class Mode:
     rows: tuple[Row, ...]
     memory: tuple[MemorySample, ...]
     joules: float | None = None
+    shares: Shares | None = None
 
 
 @dataclass(frozen=True)

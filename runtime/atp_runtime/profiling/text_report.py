@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from atp_runtime.profiling.limits import share_of_ceiling
 from atp_runtime.profiling.profile_file import DENSE, PRUNED, Mode, Profile, Row
 from atp_runtime.profiling.sensors import STATE, SensorRow
+from atp_runtime.profiling.shares import share_lines
 from atp_runtime.profiling.timed_turn import DECODE, PHASES
 
 _NAME = 22
@@ -76,6 +77,7 @@ def _tail(profile: Profile) -> Iterator[str]:
             f"{name}: {mode.visual_tokens:.1f} visual tokens on average over the layers, "
             f"{mode.cache_bytes / 2**20:.1f} MiB of keys and values{_joules(mode)}"
         )
+    yield from share_lines(profile)
     if profile.speedup:
         yield f"pruning brings the first token {profile.speedup:.2f} times sooner"
     cold = profile.cold

@@ -27,6 +27,7 @@ from atp_runtime.statistics import mean_visual_tokens, visual_tokens_entering
 
 PROMPT, VISION, PREFILL, DECODE = "prompt", "vision", "prefill", "decode"
 PHASES = (PROMPT, VISION, PREFILL, DECODE)
+SELECT = "select before"
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ class _TimedSelection:
         selection = self._select(point, scores_self, scores_cross, has_text, visual)
         seconds = perf_counter() - began
         kept = int(selection.kept.sum())
-        name = f"select before {point.before_layer}"
+        name = f"{SELECT} {point.before_layer}"
         self.spans.append(Span(PREFILL, name, seconds, entering=len(visual), leaving=kept))
         return selection
 

@@ -94,6 +94,22 @@ def test_phases_are_told_and_end(build: Build) -> None:
     assert steps.running == []
 
 
+def test_engines_keep_all_that_is_known_of_their_layers(
+    build: Build, rtx: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polygraphy.backend import trt  # noqa: PLC0415 - loads TensorRT
+
+    configs, make = [], trt.engine_bytes_from_network
+
+    def watched(network: object, config: object) -> object:
+        configs.append(config)
+        return make(network, config=config)
+
+    monkeypatch.setattr(trt, "engine_bytes_from_network", watched)
+    build("head")
+    assert [it.profiling_verbosity for it in configs] == [rtx.trt.ProfilingVerbosity.DETAILED]
+
+
 def test_nothing_is_printed(build: Build, capfd: pytest.CaptureFixture[str]) -> None:
     build("head")
     assert capfd.readouterr() == ("", "")

@@ -78,7 +78,7 @@ def test_engines_are_built_as_this_program_does_and_not_run(
     words: Callable[..., list[str]],
 ) -> None:
     found = words("head", EngineOptions(workspace_bytes=512 << 20, optimisation_level=4))
-    for word in ("--stronglyTyped", "--noTF32", "--skipInference"):
+    for word in ("--stronglyTyped", "--noTF32", "--skipInference", "--profilingVerbosity=detailed"):
         assert word in found
     assert "--memPoolSize=workspace:512" in found  # MiB
     assert "--builderOptimizationLevel=4" in found

@@ -12,15 +12,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import perf_counter
 from weakref import WeakSet
 
 import numpy as np
+import onnx
 import onnxruntime
 from tests.runtime.backends.host_device import HostDevice
 
 from atp_runtime.backends.base import ALIGNMENT, item_size
 from atp_runtime.backends.device import Device
-from atp_runtime.backends.engine_library import EngineError, EngineTensor
+from atp_runtime.backends.engine_library import EngineError, EngineTensor, LayerTime
 from atp_runtime.backends.tensorrt import TensorRtBackend
 from atp_runtime.engine_set import (
     DECODE,
@@ -86,6 +88,9 @@ class HostEngine:
         self.session = onnxruntime.InferenceSession(
             plan["graph"], options, providers=["CPUExecutionProvider"]
         )
+        nodes = onnx.load(plan["graph"], load_external_data=False).graph.node
+        self.layers = [node.name or node.output[0] for node in nodes]
+        self.detailed = plan["detailed"]
         self.library = library
         self.device = device
         self.ranges = plan["profiles"]
@@ -129,6 +134,7 @@ class HostContext:
         self._scratch = (0, 0)
         self._told = 0
         self._ran_at = -1
+        self._timed = False
         self.closed = False
 
     def _count(self, what: str) -> None:
@@ -171,6 +177,7 @@ class HostContext:
         assert self._scratch[1] >= engine.scratch_bytes
         if engine.device.recording is not None:
             assert self._ran_at == self._told, "the first run cannot be captured"
+        assert not (self._timed and engine.device.recording), "timed runs cannot be captured"
         self._ran_at = self._told
         shapes, addresses, scratch = dict(self._shapes), dict(self._addresses), self._scratch
         told = self._told if engine.device.recording is not None else None
@@ -195,6 +202,26 @@ class HostContext:
         ctypes.memset(scratch[0], 0x5A, scratch[1])
         for name, result in zip(names, results, strict=True):
             array_at(addresses[name], result.shape, engine.dtypes[name])[...] = result
+
+    def run_timed(self) -> tuple[LayerTime, ...]:
+        """The time is the graph's own, as if each node took the same."""
+        self._timed = True
+        began = perf_counter()
+        self.enqueue()
+        self._engine.device.synchronise()
+        each = 1e3 * (perf_counter() - began) / len(self._engine.layers)
+        return tuple(LayerTime(f"{name}{self._suffix}", each) for name in self._engine.layers)
+
+    def describe(self) -> str:
+        """As TensorRT has it: layers of a later profile are told apart by their names."""
+        names = [f"{name}{self._suffix}" for name in self._engine.layers]
+        layers = [{"Name": name, "LayerType": "Node"} for name in names]
+        told = layers if self._engine.detailed else names
+        return json.dumps({"Layers": told, "Bindings": list(self._shapes)})
+
+    @property
+    def _suffix(self) -> str:
+        return f" [profile {self._profile}]" if self._profile else ""
 
     def close(self) -> None:
         assert not self._engine.device._work
@@ -226,20 +253,25 @@ def segment_profiles(stage: Stage, longest: int) -> Profiles:
 
 
 def write_engines(
-    root: Path, *, longest: int = 64, change: Callable[[EngineSet], EngineSet] = lambda it: it
+    root: Path,
+    *,
+    longest: int = 64,
+    detailed: bool = True,
+    change: Callable[[EngineSet], EngineSet] = lambda it: it,
 ) -> EngineSet:
     """Gives a bundle an engine per stage, for sequences up to `longest`.
 
     Args:
         root: The bundle's directory.
         longest: Of every axis.
+        detailed: Whether their layers can be told by more than their names.
         change: Applied to what `engines.json` is to say.
     """
     manifest = read_manifest(root)
     directory = root / TARGET.directory
     directory.mkdir(parents=True, exist_ok=True)
     engines = {
-        stage.name: _write_engine(root, directory, manifest, stage, longest)
+        stage.name: _write_engine(root, directory, manifest, stage, longest, detailed)
         for stage in manifest.stages
     }
     written = change(EngineSet(FORMAT, SCHEMA_VERSION, TARGET, manifest.dialect, engines))
@@ -249,7 +281,7 @@ def write_engines(
 
 
 def _write_engine(
-    root: Path, directory: Path, manifest: Manifest, stage: Stage, longest: int
+    root: Path, directory: Path, manifest: Manifest, stage: Stage, longest: int, detailed: bool
 ) -> Engine:
     profiles = segment_profiles(stage, longest)
     plan = {
@@ -257,6 +289,7 @@ def _write_engine(
         "graph": str(root / stage.graph),
         "scratch": _SCRATCH[stage.kind],
         "profiles": [_ranges(stage, profile) for profile in profiles],
+        "detailed": detailed,
     }
     content = json.dumps(plan).encode()
     (directory / f"{stage.name}.plan").write_bytes(content)

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.runtime.conftest import _segment
 from atp_runtime.backends import open_backend
 from atp_runtime.backends.base import DeviceArray, LoadedStage
 from atp_runtime.backends.engine_library import EngineError, EngineTensor
+from atp_runtime.backends.layer_log import LayerLog
 from atp_runtime.backends.tensorrt import TensorRtBackend
 from atp_runtime.bundle import Bundle
 from atp_runtime.chunk import Chunk
@@ -313,6 +315,38 @@ def test_load_refuses_profiles_that_are_not_the_engines(own_bundle: Path) -> Non
     write_engines(own_bundle, change=without_decode)
     with pytest.raises(InputError, match="its engine's profiles"):
         Bench.of(own_bundle)
+
+
+# Layers
+
+
+def test_timed_runs_are_kept_by_profile_and_give_what_other_runs_give(built: Path) -> None:
+    bench, log = Bench.of(built), LayerLog()
+    bench.backend.layers = log
+    prompt, step = bench.inputs(4, 0), bench.inputs(1, 4)
+    outputs = bench.outputs(4), bench.outputs(1)
+    for _ in range(2):
+        bench.stage.run(prompt, outputs[0])
+    bench.stage.run(step, outputs[1])
+    assert [(it.stage, it.profile, len(it.runs)) for it in log.engines] == [
+        (SEGMENT, "prefill", 2),
+        (SEGMENT, "decode", 1),
+    ]
+    for engine in log.engines:
+        described = [layer["Name"] for layer in json.loads(engine.description)["Layers"]]
+        assert [layer.name for layer in engine.runs[0]] == described
+    bench.backend.layers = None
+    other = bench.outputs(4)
+    bench.stage.run(prompt, other)
+    found = bench.backend.download_all(*(it["hidden_states_out"] for it in (outputs[0], other)))
+    np.testing.assert_array_equal(*found)
+
+
+def test_failure_of_a_timed_run_is_the_machines(bench: Bench) -> None:
+    bench.backend.layers, bench.library.fault = LayerLog(), EngineError("Cuda Runtime")
+    with pytest.raises(MachineError, match="segment_1: Cuda Runtime"):
+        bench.stage.run(bench.inputs(2, 0), bench.outputs(2))
+    assert bench.backend.layers.engines == ()
 
 
 # Whole decoders

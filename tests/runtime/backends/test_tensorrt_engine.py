@@ -7,8 +7,13 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from tests.runtime.backends.host_device import HostDevice
 
-from atp_runtime.backends import open_backend
-from atp_runtime.backends.engine_library import EngineError, EngineLibrary, PlanContext
+from atp_runtime.backends import open_backend, tensorrt_engine
+from atp_runtime.backends.engine_library import (
+    EngineError,
+    EngineLibrary,
+    LayerTime,
+    PlanContext,
+)
 from atp_runtime.backends.tensorrt_engine import (
     FEATURES,
     MODULES,
@@ -25,9 +30,10 @@ def rtx() -> ModuleType:
     return pytest.importorskip("tensorrt_rtx")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def library(rtx: ModuleType) -> EngineLibrary:
-    return TensorRtLibrary(rtx)
+    """One for all tests: see `tensorrt_engine._begin`."""
+    return tensorrt_engine._begin(rtx)
 
 
 def test_tensorrt_for_rtx_has_all_that_is_used(rtx: ModuleType, library: EngineLibrary) -> None:
@@ -102,10 +108,46 @@ def test_first_error_that_tensorrt_logs_is_the_reason(
         context.enqueue()
 
 
+def test_timed_run_tells_the_layers_that_tensorrt_reports(
+    rtx: ModuleType, library: EngineLibrary
+) -> None:
+    def execute(_stream: int) -> bool:
+        for name, milliseconds in (("a [profile 1]", 0.5), ("b", 0.25)):
+            inner.profiler.report_layer_time(name, milliseconds)
+        return True
+
+    inner = SimpleNamespace(execute_async_v3=execute)
+    engine = SimpleNamespace(create_execution_context=lambda _strategy: inner)
+    context = TensorRtEngine(rtx, engine, library._log, 7).context()
+    for _ in range(2):
+        assert context.run_timed() == (LayerTime("a [profile 1]", 0.5), LayerTime("b", 0.25))
+    assert isinstance(inner.profiler, rtx.IProfiler)
+
+
+def test_layers_are_described_in_json_with_the_shapes_that_are_set(
+    rtx: ModuleType, library: EngineLibrary
+) -> None:
+    inspector = SimpleNamespace(get_engine_information=lambda form: f"{form}")
+    inner = SimpleNamespace(engine=SimpleNamespace(create_engine_inspector=lambda: inspector))
+    engine = SimpleNamespace(create_execution_context=lambda _strategy: inner)
+    context = TensorRtEngine(rtx, engine, library._log, 7).context()
+    assert context.describe() == str(rtx.LayerInformationFormat.JSON)
+    assert inspector.execution_context is inner
+
+
+def test_contexts_tell_nvtx_no_more_than_the_names_of_layers(
+    rtx: ModuleType, library: EngineLibrary
+) -> None:
+    inner = SimpleNamespace()
+    engine = SimpleNamespace(create_execution_context=lambda _strategy: inner)
+    TensorRtEngine(rtx, engine, library._log, 7).context()
+    assert inner.nvtx_verbosity == rtx.ProfilingVerbosity.LAYER_NAMES_ONLY
+
+
 def test_tensorrt_that_is_too_old_is_refused_by_what_it_lacks() -> None:
     old = ModuleType("tensorrt")
     old.__version__, old.Runtime = "8.5.2", object
-    with pytest.raises(MachineError, match=r"TensorRT 8\.5\.2 has no Execution") as raised:
+    with pytest.raises(MachineError, match=r"TensorRT 8\.5\.2 has no EngineInspector") as raised:
         TensorRtLibrary(old)
     assert "JetPack 6.1" in raised.value.fix
 

@@ -21,6 +21,7 @@ from atp_runtime.profiling.profile_file import (
     Profile,
     ProfiledBundle,
     Row,
+    Shares,
     Spread,
 )
 
@@ -54,7 +55,9 @@ def a_mode(milliseconds: float, tokens: float) -> Mode:
         Row("decode", "segment_0", 1.0, 1.0, around(seconds / 50), 4.0, 9.0),
     )
     memory = (MemorySample(0.0, 50 << 20), MemorySample(seconds, 60 << 20))
-    return Mode(around(seconds), around(seconds / 20), tokens, 4096.0, rows, memory)
+    shares = Shares(0.005, 0.012, 0.01, 0.0004)
+    token = around(seconds / 20)
+    return Mode(around(seconds), token, tokens, 4096.0, rows, memory, shares=shares)
 
 
 @pytest.fixture

@@ -70,6 +70,35 @@ def test_what_the_host_does_has_no_speed(manifest: Manifest) -> None:
     assert (select.entering, select.leaving) == (64, 16)
 
 
+def test_shares_of_the_host_are_medians_of_the_answers_own(manifest: Manifest) -> None:
+    turns = [turn(0.2, 0.08), turn(0.4, 0.16), turn(0.3, 0.12)]
+    shares = make_mode(manifest, turns, (), gbps=10.0).shares
+    # A rule takes a tenth of the only stage of the prefill, sampling one of that of decode.
+    assert shares is not None
+    assert shares.prefill == shares.selection == pytest.approx(1 / 11)
+    assert shares.decode == pytest.approx(1 / 11)
+    moved = 2 * 70 * manifest.text.hidden * 4
+    assert shares.gather == pytest.approx(moved / 10e9 / (1.1 * 0.3))
+
+
+def test_what_is_outside_of_stages_counts_and_only_rules_are_selection(
+    manifest: Manifest,
+) -> None:
+    spans = (
+        Span(PREFILL, "embed and splice", 0.01),
+        Span(PREFILL, "segment_0", 0.9, entering=70, leaving=70),
+        Span(PREFILL, "select before 2", 0.02, entering=64, leaving=16),
+        Span(PREFILL, "head", 0.03, entering=1, leaving=1),
+        Span(PREFILL, "hand over", 0.04),
+    )
+    alone = TimedTurn(spans, 0, 1.0, 1.0, 28.0, (70, 0, 0), 10)
+    shares = make_mode(manifest, [alone], ()).shares
+    assert shares is not None
+    assert shares.prefill == pytest.approx(0.07)
+    assert shares.selection == pytest.approx(0.02)
+    assert (shares.decode, shares.gather) == (None, None)
+
+
 def test_caches_are_those_of_all_segments(manifest: Manifest) -> None:
     mode = make_mode(manifest, [turn(0.25, 0.08)], ())
     expected = sum(

@@ -41,6 +41,9 @@ def test_a_question_gives_a_table_and_three_files(
     assert profile.asked.runs == 2
     assert profile.modes[PRUNED].visual_tokens < profile.modes[DENSE].visual_tokens == 64
     assert profile.modes[PRUNED].cache_bytes < profile.modes[DENSE].cache_bytes
+    shares = profile.modes[PRUNED].shares
+    assert shares is not None
+    assert 0 < shares.selection < shares.prefill < 1
     assert profile.clock_seconds < 0.1 * profile.modes[PRUNED].first_token.median
     assert "data:image/jpeg" in (out / "report.html").read_text()
 

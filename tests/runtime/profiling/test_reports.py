@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -32,6 +33,25 @@ def test_the_terminal_shows_both_modes_side_by_side(make_profile: MakeProfile) -
     first = next(line for line in lines if line.startswith("first token"))
     assert first.split()[2:] == ["200.00", "100.00"]
     assert any("2.00 times sooner" in line for line in lines)
+
+
+def test_the_host_s_shares_are_told_at_the_terminal_and_on_the_page(
+    make_profile: MakeProfile,
+) -> None:
+    profile = make_profile(200.0, 100.0)
+    told = (
+        "outside the backend 0.50 % of prefill, 1.20 % of decode; selection 1.00 %, gather 0.04 %"
+    )
+    assert [line for line in text_report(profile) if "outside" in line] == [
+        f"{mode}: {told}" for mode in ("dense", "pruned")
+    ]
+    assert f"pruned: {told}" in html_report(profile, [])
+
+
+def test_a_profile_of_an_earlier_version_tells_no_shares(make_profile: MakeProfile) -> None:
+    profile = make_profile(200.0, None)
+    mode = replace(profile.modes["dense"], shares=None)
+    assert not any("outside" in it for it in text_report(replace(profile, modes={"dense": mode})))
 
 
 def test_a_dense_bundle_has_one_column(make_profile: MakeProfile) -> None:
