@@ -35,6 +35,8 @@ KEYS = "keys"
 """Attention's key of each patch, heads side by side."""
 MEAN_KEYS = "keys.mean"
 """Attention's key of each patch, heads averaged."""
+TOWER_KEPT = "tower.kept"
+"""The patches that stayed at each merge inside a tower, see `TowerMerge`."""
 
 
 def cache_names(layer: int) -> tuple[str, str, str, str]:

@@ -33,6 +33,7 @@ from atp_export.parity.stages import (
     tower_measures,
     update_measure,
 )
+from atp_export.parity.tower_merging import merge_layers
 from atp_models.architecture import ModelSpec
 from atp_models.reference_layers import LayerStep, Survivors, Tokens
 from atp_models.reference_parts import ReferenceParts
@@ -127,8 +128,10 @@ def _check_vision(
     pixels = picture(spec.vision.image_size, 0)[np.newaxis]
     layers = affordable_tower_layers(spec, available_bytes)
     if layers == spec.vision.layers:
-        seen = parts.see(torch.from_numpy(pixels))
-        return check_vision(bundle, pixels, seen, tolerances), seen.features
+        seen, checks = check_vision(bundle, pixels, parts.see, tolerances)
+        return checks, seen.features
+    # What leaves a merge depends on what it chose; before the first there is enough to see.
+    layers = min(layers, *merge_layers(bundle.manifest)[:1])
     stage = bundle.manifest.stage("vision")
     path = bundle.path(stage.graph)
     states = parts.tower_states(torch.from_numpy(pixels), layers)
