@@ -78,8 +78,10 @@ class StageComposer:
             piece = merging.layer if merging else layer
             label, names = prefix.removeprefix("model.").rstrip("."), _below(prefix, piece)
             left, query, keys = builder.call(piece, [states[-1]], label=label, names=names)
-            states.append(merging.behind(number, label, left, query, keys) if merging else left)
             attended.append((query, keys))
+            if merging is not None:
+                left = merging.behind(number, prefix, states[-1], left, attended[-1])
+            states.append(left)
         used = [states[number] for number in chosen]
         if merging is not None:
             names = _below("model.", merging.leave)

@@ -8,7 +8,8 @@ from atp_export.stage_graph import StageBuilder
 from atp_export.tower_pieces import TowerPieces
 from atp_export.trace import Piece
 from atp_models.architecture import VisionSpec
-from atp_runtime.tower_merging import TowerMerge
+from atp_runtime.tensor_names import TEXT_MEAN
+from atp_runtime.tower_merging import RECEIVED, TowerMerge
 
 
 class MergingTower:
@@ -29,6 +30,16 @@ class MergingTower:
         self._fixed = vision.fixed_positions
         self._length = self._fixed + vision.mergeable_patches
         self._kept: list[ir.Value] = []
+        self._plan = plan
+        self._carried = self._carry() if plan.text else None
+
+    def _carry(self) -> ir.Value:
+        piece = self._pieces.carried_text()
+        names = {weight.name: f"text.{weight.name}" for weight in piece.weights}
+        sources = {name: f"model.multi_modal_projector.{it}" for it, name in names.items()}
+        text = [self._builder.inputs[TEXT_MEAN]]
+        (carried,) = self._builder.call(piece, text, label="text", names=names, sources=sources)
+        return carried
 
     @property
     def layer(self) -> Piece:
@@ -41,30 +52,55 @@ class MergingTower:
         return self._pieces.exit(self._length)
 
     def behind(
-        self, number: int, label: str, left: ir.Value, query: ir.Value, keys: ir.Value
+        self,
+        number: int,
+        prefix: str,
+        entered: ir.Value,
+        left: ir.Value,
+        attended: tuple[ir.Value, ir.Value],
     ) -> ir.Value:
         """Adds what is merged behind a layer, if anything is.
 
         Args:
             number: The layer's.
-            label: What its nodes' names begin with.
+            prefix: What the checkpoint's names of its parameters begin with.
+            entered: Hidden states that enter it.
             left: Hidden states that leave it.
-            query: Its queries.
-            keys: Its keys.
+            attended: Its queries and keys.
 
         Returns:
             The hidden states that go on.
         """
         if number not in self._keep:
             return left
-        keep, call = self._keep[number], self._builder.call
-        received = self._pieces.received(self._length)
-        (scores,) = call(received, [query, keys], label=f"{label}.received")
+        keep, label = self._keep[number], prefix.removeprefix("model.")
+        scores = self._scores(prefix, label, entered, attended)
         merge = self._pieces.merge(self._length, keep)
-        states, kept = call(merge, [left, scores], label=f"{label}.merge")
+        states, kept = self._builder.call(merge, [left, scores], label=f"{label}merge")
         self._kept.append(kept)
         self._length = self._fixed + keep
         return states
+
+    def _scores(
+        self, prefix: str, label: str, entered: ir.Value, attended: tuple[ir.Value, ir.Value]
+    ) -> ir.Value:
+        query, keys = attended
+        if self._plan.score == RECEIVED:
+            received = self._pieces.received(self._length)
+            (scores,) = self._builder.call(received, [query, keys], label=f"{label}received")
+            return scores
+        asking = self._length
+        if self._carried is not None:
+            piece, asking = self._pieces.text_query(self._length, self._plan.text), 1
+            # Copies, as a weight of a graph is read in one place.
+            names = {weight.name: f"text.{prefix}{weight.name}" for weight in piece.weights}
+            sources = {name: prefix + it.removeprefix("layer.") for it, name in names.items()}
+            (query,) = self._builder.call(
+                piece, [entered, self._carried], label=f"{label}text", names=names, sources=sources
+            )
+        asked = self._pieces.asked(self._length, asking)
+        (scores,) = self._builder.call(asked, [query, keys], label=f"{label}asked")
+        return scores
 
     def kept(self) -> ir.Value:
         """What stayed at each merge, one behind the other."""

@@ -22,6 +22,7 @@ from atp_runtime.tensor_names import (
     PLACES,
     ROWS,
     SCORES,
+    TEXT_MEAN,
     TOWER_KEPT,
     WINDOW,
     cache_names,
@@ -55,8 +56,11 @@ def vision_signature(spec: ModelSpec, dtype: str, plan: VisionPlan | None = None
     outputs = {name: (dtype, features), **{it: _signal(spec, it) for it in _needs(plan, name)}}
     if merging is not None:
         outputs[TOWER_KEPT] = (INDEX, (sum(merging.keep),))
+    inputs = [TensorSpec("pixel_values", FLOAT, ("images", 3, height, width))]
+    if merging is not None and merging.text:
+        inputs.append(TensorSpec(TEXT_MEAN, FLOAT, (1, spec.text.hidden)))
     return Signature(
-        (TensorSpec("pixel_values", FLOAT, ("images", 3, height, width)),),
+        tuple(inputs),
         tuple(TensorSpec(it, kind, ("images", *shape)) for it, (kind, shape) in outputs.items()),
     )
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from atp_export.graphs.dialects import Dialect
-from atp_export.graphs.tower_merging import PatchMerge, ReceivedScorer
-from atp_export.graphs.vision import VisionExit, feature_layers, vision_layer
+from atp_export.graphs.tower_merging import CarriedText, PatchMerge, ReceivedScorer, TextQuery
+from atp_export.graphs.vision import ClassScorer, VisionExit, feature_layers, vision_layer
 from atp_export.trace import Argument, Piece, trace
 from atp_models.architecture import ModelSpec
 
@@ -30,6 +30,9 @@ class TowerPieces:
         self._width = spec.vision.hidden
         self.layer = cache(self._layer)
         self.received = cache(self._received)
+        self.asked = cache(self._asked)
+        self.text_query = cache(self._text_query)
+        self.carried_text = cache(self._carried_text)
         self.merge = cache(self._merge)
         self.exit = cache(self._exit)
 
@@ -45,6 +48,24 @@ class TowerPieces:
         arguments = [self._states(name, length) for name in ("query", "keys")]
         build = partial(ReceivedScorer, vision.heads, vision.fixed_positions)
         return self._trace(f"received_{length}", build, arguments, ["scores"])
+
+    def _asked(self, length: int, asking: int) -> Piece:
+        arguments = [self._states("query", asking), self._states("keys", length)]
+        build = partial(ClassScorer, self._spec)
+        return self._trace(f"asked_{length}_{asking}", build, arguments, ["scores"])
+
+    def _text_query(self, length: int, text: float) -> Piece:
+        carried = Argument("carried", (1, self._width), torch.float32)
+        arguments = [self._states("hidden_states", length), carried]
+
+        def build() -> TextQuery:
+            return TextQuery(vision_layer(self._spec, self._dialect), text)
+
+        return self._trace(f"text_query_{length}", partial(build), arguments, ["query"])
+
+    def _carried_text(self) -> Piece:
+        text = Argument("text_mean", (1, self._spec.text.hidden), torch.float32)
+        return self._trace("carried_text", partial(CarriedText, self._spec), [text], ["carried"])
 
     def _merge(self, length: int, keep: int) -> Piece:
         fixed = self._spec.vision.fixed_positions

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from atp_export.vision_plan import VisionPlan, VisionPolicy, vision_pruning
 from atp_models.architecture import VisionSpec
 from atp_runtime.errors import InputError
-from atp_runtime.tower_merging import RULE, TowerMerge
+from atp_runtime.tower_merging import CLASS, RECEIVED, RULE, TowerMerge
 
 MOST_SORTED = 3840
 """Elements that TensorRT's TopK gives at most."""
 _ILLAVA_LAYERS, _ILLAVA_DEPTH = (5, 6, 7, 8), 27
+_ELIP_LAYERS, _ELIP_DEPTH = (2, 4, 10), 12
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,82 @@ class ILlavaVit(VisionPolicy):
         return merging_plan("illava_vit", vision, layers, shares)
 
 
+@dataclass(frozen=True)
+class Elip(VisionPolicy):
+    """ELIP (arXiv 2309.16738): what the class token, having heard the question, cares least for.
+
+    Reconstructed for LLaVA, which has no text encoder of the tower's: see `CarriedText` and
+    `TextQuery`. Patches are ranked by one layer's attention; the authors' code runs two to six
+    layers ahead for it, which is meant for training.
+
+    Attributes:
+        keep: Shares of an image's patches that stay at each of `layers`; the rest becomes one more.
+        layers: Before which (0-indexed, from 1); None is 2, 4 and 10 of 12, as in the paper, at
+            this depth.
+        text: 1 - lambda, the question's share; with 0 the class token is not told.
+    """
+
+    keep: tuple[float, ...] = (0.9, 0.65, 0.4)
+    layers: tuple[int, ...] | None = None
+    text: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.text <= 1:
+            raise ValueError(f"text is {self.text}, it must be from 0 to 1")
+        if not self.keep or not all(0 <= share < 1 for share in self.keep):
+            raise ValueError(f"keep is {list(self.keep)}, each must be from 0 to below 1")
+        if list(self.keep) != sorted(set(self.keep), reverse=True):
+            raise ValueError(f"keep is {list(self.keep)}, it must fall")
+
+    def plan(self, vision: VisionSpec) -> VisionPlan:
+        """Inside the tower.
+
+        Raises:
+            InputError: It has no class token, or no such layers.
+        """
+        if not vision.has_class_token:
+            raise InputError(
+                f"--policy elip on a {vision.family} tower",
+                why="it ranks patches by what the class token sees, and this tower has none.",
+                fix="choose illava_vit or divprune, which need none, or a policy inside the "
+                "decoder.",
+            )
+        last = last_merge("elip", vision)
+        steps = dict[int, float]()
+        if self.layers is None:
+            check_equally_many("elip", _ELIP_LAYERS, self.keep)
+            for at, share in zip(_ELIP_LAYERS, self.keep, strict=True):
+                steps[min(max(at * vision.layers // _ELIP_DEPTH - 1, 0), last)] = share
+        else:
+            check_equally_many("elip", self.layers, self.keep)
+            steps = {at - 1: share for at, share in zip(self.layers, self.keep, strict=True)}
+        layers, shares = tuple(steps), tuple(steps.values())
+        return merging_plan("elip", vision, layers, shares, more=1, score=CLASS, text=self.text)
+
+
+def check_equally_many(policy: str, layers: Sequence[int], keep: Sequence[float]) -> None:
+    """Refuses layers without a share each.
+
+    Raises:
+        InputError: There are more or fewer.
+    """
+    if len(layers) != len(keep) or list(layers) != sorted(set(layers)):
+        raise InputError(
+            f"--policy {policy}: {len(layers)} layers and {len(keep)} shares to keep",
+            why="each layer, once and rising, has its own share.",
+            fix="set both layers and keep, equally many.",
+        )
+
+
 def merging_plan(
-    policy: str, vision: VisionSpec, layers: Sequence[int], shares: Sequence[float]
+    policy: str,
+    vision: VisionSpec,
+    layers: Sequence[int],
+    shares: Sequence[float],
+    *,
+    more: int = 0,
+    score: str = RECEIVED,
+    text: float = 0.0,
 ) -> VisionPlan:
     """The plan of a policy that merges inside the tower.
 
@@ -55,6 +130,9 @@ def merging_plan(
         layers: Behind which, rising.
         shares: Of an image's patches, left behind each; rounded to the nearest, a half up, and at
             least one.
+        more: Patches that are left besides.
+        score: See `TowerMerge`.
+        text: See `TowerMerge`.
 
     Raises:
         InputError: The tower has no such layers, or there is nothing to merge.
@@ -62,7 +140,7 @@ def merging_plan(
     _check_layers(policy, vision, layers)
     patches, keep = vision.mergeable_patches, dict[int, int]()
     for layer, share in zip(layers, shares, strict=True):
-        left = max(1, int(share * patches + 0.5))
+        left = max(1, int(share * patches + 0.5) + more)
         if left < min(keep.values(), default=patches):
             keep[layer] = left
     if not keep:
@@ -77,7 +155,8 @@ def merging_plan(
             why=f"TensorRT's TopK sorts {MOST_SORTED} at most.",
             fix="let more of them leave there, or choose a policy behind the tower.",
         )
-    rule = TowerMerge(tuple(keep), tuple(keep.values()), vision.prefix_tokens)
+    counts = tuple(keep.values())
+    rule = TowerMerge(tuple(keep), counts, vision.prefix_tokens, score, text)
     return VisionPlan(vision_pruning(rule, RULE, vision), rule.needs, cut=False)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atp_export.policies import as_lists
-from atp_export.tower_policies import ILlavaVit
+from atp_export.tower_policies import Elip, ILlavaVit
 from atp_export.vision_plan import (
     VisionPlan,
     VisionPolicy,
@@ -169,6 +169,7 @@ VISION_POLICIES: Mapping[str, type[VisionPolicy]] = {
     "prumerge": PruMerge,
     "prumerge_plus": PruMergePlus,
     "illava_vit": ILlavaVit,
+    "elip": Elip,
 }
 
 

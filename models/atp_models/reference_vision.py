@@ -69,6 +69,45 @@ class TowerLayer:
         means: Tensor = rows.log_softmax(-1).mean(2).softmax(-1).mean(1)
         return means
 
+    def attention(self, query: Tensor) -> Tensor:
+        """What each position gets of one more query's attention [images, width], heads averaged."""
+        one, keys = (torch.unflatten(it, -1, (self.heads, -1)) for it in (query, self.keys))
+        rows = torch.einsum("ihd,ikhd->ihk", one, keys) / one.shape[2] ** 0.5
+        mean: Tensor = rows.softmax(-1).mean(1)
+        return mean
+
+
+@dataclass(frozen=True, eq=False)
+class ClassToken:
+    """A class token that is asked which patches matter.
+
+    Attributes:
+        share: Of the question in what it asks.
+        text: The mean of the question's embeddings [hidden].
+    """
+
+    share: float
+    text: Tensor
+
+    def query(self, model: Any, layer: nn.Module, entered: Tensor) -> Tensor:
+        """Its query in a layer [images, width], of what enters that: [images, positions, width]."""
+        projector, first = model.multi_modal_projector, entered[:, 0]
+        carried = _unit(self.text @ projector.linear_2.weight) @ projector.linear_1.weight
+        # Of several feature layers their mean.
+        direction = _unit(carried.reshape(-1, first.shape[1]).mean(0))
+        mixed = (1 - self.share) * first + self.share * first.norm(dim=1)[:, None] * direction
+        modules = dict(layer.named_modules())
+        norm = modules.get("layer_norm1", modules.get("norm1"))
+        project = next(it for name, it in modules.items() if name.endswith("q_proj"))
+        assert norm is not None  # noqa: S101 - a layer without one is no layer of these towers
+        query: Tensor = project(norm(mixed))
+        return query
+
+
+def _unit(row: Tensor) -> Tensor:
+    unit: Tensor = row / row.norm()
+    return unit
+
 
 @dataclass(frozen=True, eq=False)
 class TowerMerged:
@@ -79,11 +118,13 @@ class TowerMerged:
         kept: int64 [images, keep], rising: their places, -1 - its place for the merged one, which
             is made of the patches that are not there and of the one whose place it takes.
         patches: How many there are before it; positions in front of them stay.
+        asked: Who ranks them; None is all positions.
     """
 
     layer: int
     kept: Tensor
     patches: int
+    asked: ClassToken | None = None
 
     def of(self, states: Tensor, scores: Tensor) -> Tensor:
         """What is left of hidden states [images, patches, width] scored by [images, patches]."""
@@ -124,8 +165,10 @@ def see(model: Any, pixel_values: Tensor, merged: Sequence[TowerMerged] = ()) ->
         pixel_values: [images, 3, height, width].
         merged: What is merged between the tower's layers.
     """
-    tower = model.vision_tower
-    with _watch_tower(tower) as layers, _merge_in(tower, merged, layers) as merges:
+    with (
+        _watch_tower(model.vision_tower) as layers,
+        _merge_in(model, merged, layers) as merges,
+    ):
         outputs = model.get_image_features(pixel_values, output_hidden_states=True)
     states, used = tuple(outputs.hidden_states), model.config.vision_feature_layer
     chosen = [states[layer] for layer in ([used] if isinstance(used, int) else used)]
@@ -166,24 +209,30 @@ def _note(
 
 @contextmanager
 def _merge_in(
-    tower: Any, merged: Sequence[TowerMerged], layers: Sequence[TowerLayer]
+    model: Any, merged: Sequence[TowerMerged], layers: Sequence[TowerLayer]
 ) -> Iterator[list[TowerMerging]]:
     """Merges behind layers; collects what was done.
 
     Args:
-        tower: Of the model.
+        model: Whose tower it is.
         merged: What is to be merged.
         layers: Where each layer's attention is to be found when it has run.
     """
     merges: list[TowerMerging] = []
 
-    def merge(it: TowerMerged, _module: nn.Module, _inputs: object, left: Tensor) -> Tensor:
-        fixed = left.shape[1] - it.patches
-        scores = layers[it.layer].received[:, fixed:]
+    def merge(
+        it: TowerMerged, module: nn.Module, inputs: tuple[Tensor, ...], left: Tensor
+    ) -> Tensor:
+        fixed, layer = left.shape[1] - it.patches, layers[it.layer]
+        scores = layer.received
+        if it.asked is not None:
+            scores = layer.attention(it.asked.query(model, module, inputs[0]))
+        scores = scores[:, fixed:]
         merges.append(TowerMerging(it.layer, left, scores))
         return torch.cat((left[:, :fixed], it.of(left[:, fixed:], scores)), dim=1)
 
-    modules = getattr(tower.encoder, "layers", None) or tower.encoder.layer
+    encoder = model.vision_tower.encoder
+    modules = getattr(encoder, "layers", None) or encoder.layer
     # First of all, so that whoever collects hidden states sees what is left.
     hooks = [
         modules[it.layer].register_forward_hook(partial(merge, it), prepend=True) for it in merged

@@ -19,20 +19,28 @@ RULE = "tower_merge"
 """What a manifest calls `TowerMerge`."""
 
 
+RECEIVED, CLASS = "received", "class"
+"""What patches are ranked by: the attention that all pay to them, or the class token alone."""
+
+
 @dataclass(frozen=True)
 class TowerMerge(VisionRule):
-    """Patches were merged inside the tower (iLLaVA, arXiv 2412.06263).
+    """Patches were merged inside the tower (iLLaVA, arXiv 2412.06263; ELIP, arXiv 2309.16738).
 
     Attributes:
         layers: Behind which, 0-indexed, rising.
         keep: Patches left behind each, the merged one among them.
         prefix: Features before the first patch, which stay.
+        score: `RECEIVED` or `CLASS`.
+        text: The question's share in what the class token asks.
     """
 
     needs = (TOWER_KEPT,)
     layers: tuple[int, ...]
     keep: tuple[int, ...]
     prefix: int = 0
+    score: str = RECEIVED
+    text: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.layers or len(self.layers) != len(self.keep):
@@ -42,6 +50,12 @@ class TowerMerge(VisionRule):
         if any(first <= second for first, second in pairwise(self.keep)):
             raise ValueError(f"keep is {list(self.keep)}, it must fall")
         check_count("keep", self.keep[-1])
+        if self.score not in (RECEIVED, CLASS):
+            raise ValueError(f"score is {self.score!r}, it must be {RECEIVED!r} or {CLASS!r}")
+        if not 0 <= self.text <= 1 or (self.text and self.score != CLASS):
+            raise ValueError(
+                f"text is {self.text}, it must be from 0 to 1, and 0 but for {CLASS!r}"
+            )
 
     def reduce(self, given: Given) -> Reduction:
         """All that came out of the tower, each in the place it has had before the first merge."""

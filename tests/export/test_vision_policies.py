@@ -52,8 +52,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "prumerge": ("neighbours=4",),
     "prumerge_plus": (),
     "illava_vit": (),
+    "elip": (),
 }
-ASK_NO_CLASS_TOKEN = {"divprune", "illava_vit"}
+INSIDE = ("illava_vit", "elip")  # the tower; what they ask of it has tests of its own
 
 
 @pytest.fixture(scope="session")
@@ -180,7 +181,7 @@ def test_modules_are_no_policy_of_a_checkpoints_file(
         make_job(own_checkpoint)
 
 
-@pytest.mark.parametrize("policy", sorted({*VISION_POLICIES} - ASK_NO_CLASS_TOKEN))
+@pytest.mark.parametrize("policy", sorted({*VISION_POLICIES} - {"divprune", *INSIDE}))
 @pytest.mark.parametrize(
     ("name", "told"),
     [("siglip", "on a siglip tower"), ("full", "on a checkpoint that hands the class token on")],
@@ -219,7 +220,7 @@ def test_bundles_compute_what_the_pruned_checkpoint_does(
     report = json.loads((bundle(*case) / "reports" / "parity.json").read_text())
     assert report["passed"] is True
     checks = {check["name"] for check in report["checks"]}
-    cut = not case[1].startswith(("divprune", "illava_vit"))
+    cut = not case[1].startswith(("divprune", *INSIDE))
     assert checks >= {"vision", "reduced", "dense", *(["projector"] if cut else [])}
     assert ("pruned" in checks) == ("+" in case[1])
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from atp_export.graphs.dialects import grouped_scores
+from atp_models.architecture import ModelSpec
 
 # Weights that rounding made 0 would share nothing.
 _TINY = 1e-30
+_NORMS = ("layer_norm1", "norm1")
 
 
 class ReceivedScorer(nn.Module):
@@ -43,6 +46,70 @@ class ReceivedScorer(nn.Module):
         mean = torch.unflatten(query.float().mean(1, keepdim=True), 2, split)
         scores = grouped_scores(mean, torch.unflatten(keys.float(), 2, split))
         return scores.softmax(-1).mean((1, 2, 3))[:, self.fixed :]
+
+
+class CarriedText(nn.Module):
+    """A text's mean embedding carried back through the projector, by its transposed matrices.
+
+    Reconstructed: ELIP's code for CLIP (arXiv 2309.16738) carries the text's embedding into the
+    tower by the transposed projection; LLaVA's has two layers, whose biases and activation are left
+    out. Of several feature layers the mean is taken.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        whole = LlavaMultiModalProjector(spec.transformers_config())
+        self.linear_1, self.linear_2 = whole.linear_1, whole.linear_2
+        self.width = spec.vision.hidden
+
+    def forward(self, text_mean: Tensor) -> Tensor:
+        """Direction of length 1 or, of no text, 0: float32 [1, width] from float32 [1, hidden]."""
+        second, first = self.linear_2.weight, self.linear_1.weight
+        middle = _unit(_unit(text_mean).to(second.dtype) @ second)
+        carried = middle.to(first.dtype) @ first
+        return _unit(torch.unflatten(carried.float(), 1, (-1, self.width)).mean(1))
+
+
+class TextQuery(nn.Module):
+    """The class token's query in a layer, had it heard the text: ELIP's mix (arXiv 2309.16738).
+
+    Reconstructed: the text's direction gets the class token's length before it is mixed in.
+
+    Args:
+        layer: Whose first norm and query projection are used.
+        text: The text's share.
+    """
+
+    def __init__(self, layer: nn.Module, text: float) -> None:
+        super().__init__()
+        self.layer = layer
+        self.text = text
+
+    def forward(self, hidden_states: Tensor, carried: Tensor) -> Tensor:
+        """Queries [images, 1, heads * head_dim].
+
+        Args:
+            hidden_states: What enters the layer: [images, length, width].
+            carried: float32 [1, width], see `CarriedText`.
+        """
+        own = hidden_states[:, :1].float()
+        length = own.pow(2).sum(-1, keepdim=True).sqrt()
+        mixed = (1 - self.text) * own + self.text * length * carried.unsqueeze(1)
+        norm, project = query_path(self.layer)
+        query: Tensor = project(norm(mixed.to(hidden_states.dtype)))
+        return query
+
+
+def query_path(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A tower layer's first norm and its query projection."""
+    modules = dict(layer.named_modules())
+    norm = next(modules[name] for name in _NORMS if name in modules)
+    return norm, next(it for name, it in modules.items() if name.endswith("q_proj"))
+
+
+def _unit(rows: Tensor) -> Tensor:
+    wide = rows.float()
+    return wide / wide.pow(2).sum(-1, keepdim=True).sqrt().clamp(min=_TINY)
 
 
 class PatchMerge(nn.Module):

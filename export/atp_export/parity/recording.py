@@ -10,6 +10,7 @@ import numpy as np
 
 from atp_export.parity.measures import Array
 from atp_export.parity.samples import Prompt, with_tokens
+from atp_export.parity.tower_merging import said
 from atp_runtime.backends.base import DeviceArray, LoadedStage
 from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from atp_runtime.bundle import Bundle
@@ -128,7 +129,8 @@ class BundleRun:
             return Seen(prompt, (), (), ())
         stages = VisionStages(self._bundle, self._backend)
         try:
-            given = tuple(stages.look(pixels) for pixels in prompt.pixel_values)
+            text = said(self.manifest.text.hidden)
+            given = tuple(stages.look(pixels, text) for pixels in prompt.pixel_values)
             reductions = tuple(stages.reduction(image) for image in given)
             images = tuple(map(stages.finish, given, reductions))
         finally:

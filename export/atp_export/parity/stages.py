@@ -19,7 +19,7 @@ from atp_export.parity.pruned_reference import PrunedReference, entry_inputs, sc
 from atp_export.parity.report import Check
 from atp_export.parity.samples import count_images
 from atp_export.parity.sessions import Arrays, GraphSession
-from atp_export.parity.tower_merging import merged_in
+from atp_export.parity.tower_merging import merged_in, said
 from atp_models.reference import PrunedStep
 from atp_models.reference_layers import LayerStep, Survivors, Tokens
 from atp_models.reference_vision import TowerMerged, TowerMerging, VisionStep
@@ -36,6 +36,7 @@ from atp_runtime.tensor_names import (
     PATCH_FEATURES,
     PLACES,
     ROWS,
+    TEXT_MEAN,
     TOWER_KEPT,
     WINDOW,
     cache_names,
@@ -64,7 +65,8 @@ def check_vision(
     """
     manifest = bundle.manifest
     stage, projector = manifest.stage("vision"), manifest.projector
-    outputs = open_stage(bundle, stage).run({"pixel_values": pixels})
+    inputs = {"pixel_values": pixels, TEXT_MEAN: said(manifest.text.hidden)[np.newaxis]}
+    outputs = open_stage(bundle, stage).run(inputs)
     expected = see(torch.from_numpy(pixels), merged_in(manifest, outputs))
     measures = list(tower_measures(outputs, expected.states, tolerances, expected.merges))
     bound, detail = tolerances[SCOPE], count_images(len(pixels))

@@ -6,14 +6,23 @@ them is compared.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from atp_models.reference_vision import TowerMerged
+from atp_models.reference_vision import ClassToken, TowerMerged
 from atp_runtime.manifest import Manifest
 from atp_runtime.reduction import Given
 from atp_runtime.tensor_names import TOWER_KEPT
-from atp_runtime.tower_merging import TowerMerge
+from atp_runtime.tower_merging import CLASS, TowerMerge
 from atp_runtime.vision_stages import read_vision_rule
+
+_SEED = 20309
+
+
+def said(hidden: int) -> npt.NDArray[np.float32]:
+    """The mean embedding [hidden] of what is asked about all images."""
+    return np.random.default_rng(_SEED).normal(size=hidden).astype(np.float32)
 
 
 def merged_in(manifest: Manifest, outputs: Given) -> tuple[TowerMerged, ...]:
@@ -28,7 +37,11 @@ def merged_in(manifest: Manifest, outputs: Given) -> tuple[TowerMerged, ...]:
         return ()
     kept = rule.steps(outputs[TOWER_KEPT])
     patches = (manifest.vision.tokens - rule.prefix, *rule.keep[:-1])
-    return tuple(map(TowerMerged, rule.layers, map(torch.from_numpy, kept), patches))
+    asked = None
+    if rule.score == CLASS:
+        asked = ClassToken(rule.text, torch.from_numpy(said(manifest.text.hidden)))
+    steps = zip(rule.layers, map(torch.from_numpy, kept), patches, strict=True)
+    return tuple(TowerMerged(*step, asked) for step in steps)
 
 
 def merge_layers(manifest: Manifest) -> tuple[int, ...]:
