@@ -11,6 +11,8 @@ from atp_models.architecture import VisionSpec
 from atp_runtime.tensor_names import TEXT_MEAN
 from atp_runtime.tower_merging import RECEIVED, TowerMerge
 
+_QUESTION = "question"  # what is computed of it, by copies of weights
+
 
 class MergingTower:
     """The merges of one vision stage.
@@ -35,10 +37,10 @@ class MergingTower:
 
     def _carry(self) -> ir.Value:
         piece = self._pieces.carried_text()
-        names = {weight.name: f"text.{weight.name}" for weight in piece.weights}
+        names = {weight.name: f"{_QUESTION}.{weight.name}" for weight in piece.weights}
         sources = {name: f"model.multi_modal_projector.{it}" for it, name in names.items()}
         text = [self._builder.inputs[TEXT_MEAN]]
-        (carried,) = self._builder.call(piece, text, label="text", names=names, sources=sources)
+        (carried,) = self._builder.call(piece, text, label=_QUESTION, names=names, sources=sources)
         return carried
 
     @property
@@ -93,10 +95,14 @@ class MergingTower:
         if self._carried is not None:
             piece, asking = self._pieces.text_query(self._length, self._plan.text), 1
             # Copies, as a weight of a graph is read in one place.
-            names = {weight.name: f"text.{prefix}{weight.name}" for weight in piece.weights}
+            names = {it.name: f"{_QUESTION}.{prefix}{it.name}" for it in piece.weights}
             sources = {name: prefix + it.removeprefix("layer.") for it, name in names.items()}
             (query,) = self._builder.call(
-                piece, [entered, self._carried], label=f"{label}text", names=names, sources=sources
+                piece,
+                [entered, self._carried],
+                label=f"{_QUESTION}.{label}asking",
+                names=names,
+                sources=sources,
             )
         asked = self._pieces.asked(self._length, asking)
         (scores,) = self._builder.call(asked, [query, keys], label=f"{label}asked")

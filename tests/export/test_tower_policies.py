@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
 from tests.export.test_vision_policies import squares
 from transformers import LlavaForConditionalGeneration
 
+from atp_calibration.quantisation.linear_layers import PARTS, linear_layers
 from atp_export.compose import StageComposer
 from atp_export.job import ExportJob, ExportOptions, prepare_job
 from atp_export.parity import run_parity, sampled
@@ -333,6 +335,16 @@ def test_tokens_and_their_places_are_those_of_an_independent_reading(
             tokens, place = reading.tokens(shown.pixel_values, {0: 12, 1: 8})
             assert (4 * found.places.row + found.places.column).tolist() == place
             np.testing.assert_allclose(found.values, tokens, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_what_is_computed_of_the_question_is_not_quantised(exported: Any) -> None:
+    model = ir.load(exported("clip", "elip").bundle / "onnx" / "vision.onnx")
+    stored = {str(name) for name in model.graph.initializers if name.startswith("question.")}
+    assert any("linear_2" in name for name in stored)
+    layers = {layer.name for layer in linear_layers(model, frozenset(PARTS))}
+    assert layers
+    assert not layers & stored
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def _check_vision(
     layers = min(layers, *merge_layers(bundle.manifest)[:1])
     stage = bundle.manifest.stage("vision")
     path = bundle.path(stage.graph)
-    states = parts.tower_states(torch.from_numpy(pixels), layers)
+    states = parts.tower_states(torch.from_numpy(pixels), max(1, layers))[: layers + 1]
     session = GraphSession(tower_layers(path, stage, layers), path.parent)
     inputs = {"pixel_values": pixels, TEXT_MEAN: said(spec.text.hidden)[np.newaxis]}
     measures = tower_measures(session.run(inputs), states, tolerances)
