@@ -12,6 +12,7 @@ import torch
 from atp_export.graphs.dialects import DIALECTS
 from atp_export.graphs.vision import feature_layers, layer_prefix
 from atp_export.masked_segment import MaskedSegment
+from atp_export.merging_tower import MergingTower
 from atp_export.plan import DTYPE_NAMES, HeadPlan
 from atp_export.signatures import (
     SCORER_INPUTS,
@@ -40,6 +41,7 @@ from atp_runtime.tensor_names import (
     ROUTE_WEIGHTS,
     ROUTER_SCORES,
     SCORES,
+    TOWER_KEPT,
     cache_names,
 )
 
@@ -73,17 +75,30 @@ class StageComposer:
         pixels = builder.inputs["pixel_values"]
         states = list(builder.call(entry, [pixels], label="", names=_below("model.", entry)))
         chosen, attended = feature_layers(self.spec), []
+        merging = self._merging(builder, plan)
         for number in range(max(chosen)):
             prefix = layer_prefix(self.spec, number)
-            label, names = prefix.removeprefix("model.").rstrip("."), _below(prefix, layer)
-            left, query, keys = builder.call(layer, [states[-1]], label=label, names=names)
-            states.append(left)
+            piece = merging.layer if merging else layer
+            label, names = prefix.removeprefix("model.").rstrip("."), _below(prefix, piece)
+            left, query, keys = builder.call(piece, [states[-1]], label=label, names=names)
             attended.append((query, keys))
+            if merging is not None:
+                left = merging.behind(number, prefix, states[-1], left, attended[-1])
+            states.append(left)
         used = [states[number] for number in chosen]
+        if merging is not None:
+            names = _below("model.", merging.leave)
+            (features,) = builder.call(merging.leave, used, label="", names=names)
+            return builder.finish({IMAGE_FEATURES: features, TOWER_KEPT: merging.kept()})
         outputs = self._vision_features(builder, used, plan)
         if plan is not None:
             outputs |= self._decided_by(builder, plan, used, attended)
         return builder.finish(outputs)
+
+    def _merging(self, builder: StageBuilder, plan: VisionPlan | None) -> MergingTower | None:
+        if plan is None or plan.merging is None:
+            return None
+        return MergingTower(builder, self._pieces.tower, self.spec.vision, plan.merging)
 
     def _decided_by(
         self,

@@ -314,14 +314,18 @@ def make_policy(name: str, settings: Mapping[str, Any], source: str) -> Policy:
             why=f"the policies are {', '.join(policy_names())}.",
             fix=f"{_FIX[:-1]}; without --policy, ATP's modules decide.",
         )
-    # A list of one is written like a number: --set keep=64.
+    source = f"{source}, policy {name}"
+    policy: Policy = from_json(kind, as_lists(kind, settings), source=source, fix=_FIX)
+    return policy
+
+
+def as_lists(kind: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a policy, a list of one having been written like a number: --set keep=64."""
     lists = {it.name for it in fields(kind) if "tuple" in str(it.type)}
-    value = {
+    return {
         key: [given] if key in lists and not isinstance(given, list | None) else given
         for key, given in settings.items()
     }
-    policy: Policy = from_json(kind, value, source=f"{source}, policy {name}", fix=_FIX)
-    return policy
 
 
 def read_settings(words: Sequence[str]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from atp_runtime.tensor_names import (
     ROUTER_SCORES,
     ROWS,
     SCORES,
+    TEXT_MEAN,
+    TOWER_KEPT,
     WINDOW,
     cache_names,
 )
@@ -50,10 +52,17 @@ def vision_signature(spec: ModelSpec, dtype: str, plan: VisionPlan | None = None
     height, width = vision.image_size
     cut = plan is not None and plan.cut
     name = PATCH_FEATURES if cut else IMAGE_FEATURES
-    features = (vision.tokens, vision.feature_width if cut else spec.text.hidden)
+    merging = plan.merging if plan is not None else None
+    tokens = vision.tokens if merging is None else merging.most(vision.tokens)
+    features = (tokens, vision.feature_width if cut else spec.text.hidden)
     outputs = {name: (dtype, features), **{it: _signal(spec, it) for it in _needs(plan, name)}}
+    if merging is not None:
+        outputs[TOWER_KEPT] = (INDEX, (sum(merging.keep),))
+    inputs = [TensorSpec("pixel_values", FLOAT, ("images", 3, height, width))]
+    if merging is not None and merging.text:
+        inputs.append(TensorSpec(TEXT_MEAN, FLOAT, (1, spec.text.hidden)))
     return Signature(
-        (TensorSpec("pixel_values", FLOAT, ("images", 3, height, width)),),
+        tuple(inputs),
         tuple(TensorSpec(it, kind, ("images", *shape)) for it, (kind, shape) in outputs.items()),
     )
 

@@ -168,6 +168,12 @@ class StageBuilder:
         self._graph.append(node)
         return node.outputs[0]
 
+    def concatenate(self, values: Sequence[ir.Value], axis: int) -> ir.Value:
+        """Puts values side by side."""
+        node = ir.node("Concat", values, {"axis": axis})
+        self._graph.append(node)
+        return node.outputs[0]
+
     def finish(self, outputs: Mapping[str, ir.Value]) -> StageGraph:
         """Inlines the pieces.
 

@@ -28,6 +28,7 @@ from atp_export.graphs.vision import (
     vision_layer,
 )
 from atp_export.structured_pieces import KEY, StructuredPieces
+from atp_export.tower_pieces import TowerPieces
 from atp_export.trace import Argument, Piece, trace
 from atp_models.architecture import ModelSpec
 
@@ -115,6 +116,11 @@ class TracedPieces:
     def structured(self) -> StructuredPieces:
         """What segments have besides where visual tokens are spared work."""
         return StructuredPieces(self.text, self.dialect, self.dtype)
+
+    @cached_property
+    def tower(self) -> TowerPieces:
+        """What towers have besides where patches are merged."""
+        return TowerPieces(self.spec, self.dialect, self.dtype)
 
     def head(self, rows: int) -> Piece:
         """`Head` over that many rows of the vocabulary."""

@@ -9,7 +9,8 @@ from atp_models.architecture import VisionSpec
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import VisionPruning
 from atp_runtime.reduction import VisionRule
-from atp_runtime.schema import to_json
+from atp_runtime.schema import from_json, to_json
+from atp_runtime.tower_merging import RULE, TowerMerge
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,13 @@ class VisionPlan:
     pruning: VisionPruning
     needs: tuple[str, ...]
     cut: bool
+
+    @property
+    def merging(self) -> TowerMerge | None:
+        """What is merged between the tower's layers, if that is what it does."""
+        if self.pruning.rule != RULE:
+            return None
+        return from_json(TowerMerge, to_json(self.pruning.parameters), source=RULE, fix="")
 
     @property
     def layer(self) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from atp_export.policies import as_lists
+from atp_export.tower_policies import Elip, ILlavaVit
 from atp_export.vision_plan import (
     VisionPlan,
     VisionPolicy,
@@ -166,6 +168,8 @@ VISION_POLICIES: Mapping[str, type[VisionPolicy]] = {
     "visionzip": VisionZip,
     "prumerge": PruMerge,
     "prumerge_plus": PruMergePlus,
+    "illava_vit": ILlavaVit,
+    "elip": Elip,
 }
 
 
@@ -181,4 +185,4 @@ def make_vision_policy(name: str, settings: Mapping[str, Any], source: str) -> V
         InputError: There is no such setting, or a value makes no sense.
     """
     kind = VISION_POLICIES[name]
-    return from_json(kind, dict(settings), source=f"{source}, policy {name}", fix=_FIX)
+    return from_json(kind, as_lists(kind, settings), source=f"{source}, policy {name}", fix=_FIX)

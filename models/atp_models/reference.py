@@ -10,15 +10,13 @@ Everything is float32, one sequence at a time, on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, LlavaForConditionalGeneration
 from transformers.initialization import no_init_weights
 
@@ -30,46 +28,8 @@ from atp_models.reference_layers import ATTENTION, LayerStep, Survivors, Tokens
 from atp_models.reference_queries import asked_tokens
 from atp_models.reference_routing import run_routed
 from atp_models.reference_structure import layer_runner
+from atp_models.reference_vision import TowerMerged, VisionStep, see
 from atp_runtime.structure import Structure
-
-
-@dataclass(frozen=True, eq=False)
-class VisionStep:
-    """What the vision tower and the projector made of images.
-
-    Attributes:
-        states: Hidden states entering each layer of the tower, and those leaving the last:
-            [images, patches, width].
-        chosen: Those of them that features are taken of, side by side: [images, patches, width].
-        features: [images, tokens, hidden].
-        layers: What attention computes in each layer.
-    """
-
-    states: tuple[Tensor, ...]
-    chosen: Tensor
-    features: Tensor
-    layers: tuple[TowerLayer, ...]
-
-    @property
-    def selected(self) -> Tensor:
-        """What the projector takes: [images, tokens, width]."""
-        return self.chosen[:, -self.features.shape[1] :]
-
-
-@dataclass(frozen=True, eq=False)
-class TowerLayer:
-    """What the attention of a tower's layer computes.
-
-    Attributes:
-        first_row: Its weights of the first position, a class token where there is one, heads
-            averaged: [images, patches].
-        keys: [images, patches, heads * head_dim].
-        heads: How many there are.
-    """
-
-    first_row: Tensor
-    keys: Tensor
-    heads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,9 +128,14 @@ class LlavaReference:
         """
         return PrunedRun(self, points or {}, structure)
 
-    def see(self, pixel_values: Tensor) -> VisionStep:
-        """Runs the vision tower and the projector on [images, 3, height, width]."""
-        return see(self.model.model, pixel_values)
+    def see(self, pixel_values: Tensor, merged: Sequence[TowerMerged] = ()) -> VisionStep:
+        """Runs the vision tower and the projector on [images, 3, height, width].
+
+        Args:
+            pixel_values: The images.
+            merged: What is merged between the tower's layers.
+        """
+        return see(self.model.model, pixel_values, merged)
 
     @torch.inference_mode()
     def project(self, selected: Tensor) -> Tensor:
@@ -294,37 +259,3 @@ class PrunedRun:
             scores = hidden[0] @ routers[number + 1] if number + 1 in routers else None
             steps.append(replace(step, router=scores))
         return PrunedStep(tuple(steps), self._reference.head(hidden))
-
-
-@torch.inference_mode()
-def see(model: Any, pixel_values: Tensor) -> VisionStep:
-    """Runs the vision tower and the projector of a `LlavaModel` whose attention is `ATTENTION`."""
-    with _watch_tower(model.vision_tower) as layers:
-        outputs = model.get_image_features(pixel_values, output_hidden_states=True)
-    states, used = tuple(outputs.hidden_states), model.config.vision_feature_layer
-    chosen = [states[layer] for layer in ([used] if isinstance(used, int) else used)]
-    features = torch.stack(tuple(outputs.pooler_output))
-    return VisionStep(states, torch.cat(chosen, dim=-1), features, tuple(layers))
-
-
-@contextmanager
-def _watch_tower(tower: nn.Module) -> Iterator[list[TowerLayer]]:
-    """Collects what the attention of each layer computes, in the order they run."""
-    layers: list[TowerLayer] = []
-    keys: list[Tensor] = []
-
-    def attended(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
-        weights = output[1]
-        layers.append(TowerLayer(weights[:, :, 0].mean(1), keys.pop(), weights.shape[1]))
-
-    hooks = []
-    for name, module in tower.named_modules():
-        if name.endswith(".k_proj"):
-            attention = tower.get_submodule(name.removesuffix(".k_proj"))
-            hooks.append(module.register_forward_hook(lambda _m, _i, out: keys.append(out)))
-            hooks.append(attention.register_forward_hook(attended))
-    try:
-        yield layers
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -7,6 +7,7 @@ part is filled from the checkpoint when it is asked for and freed with its last 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from transformers.initialization import no_init_weights
 from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
 from atp_models.quantised.reference import round_inputs
-from atp_models.reference import VisionStep, see
 from atp_models.reference_layers import ATTENTION
+from atp_models.reference_vision import TowerMerged, VisionStep, see
 from atp_models.routers import read_routers
 from atp_models.text_spec import EMBEDDING, HEAD
 
@@ -71,12 +72,12 @@ class ReferenceParts:
         name = EMBEDDING if self._spec.text.tied_embeddings else HEAD
         return nn.functional.linear(last, self._checkpoint.read(name).float())
 
-    def see(self, pixel_values: Tensor) -> VisionStep:
-        """Runs the vision tower and the projector on [images, 3, height, width]."""
+    def see(self, pixel_values: Tensor, merged: Sequence[TowerMerged] = ()) -> VisionStep:
+        """Runs the vision tower and the projector, see `LlavaReference.see`."""
         model = copy.deepcopy(self._skeleton.model)
         model.vision_tower = self._tower(self._config.vision_config)
         model.multi_modal_projector = self._filled(model.multi_modal_projector, _PROJECTOR)
-        return see(model, pixel_values)
+        return see(model, pixel_values, merged)
 
     @torch.inference_mode()
     def tower_states(self, pixel_values: Tensor, layers: int) -> tuple[Tensor, ...]:

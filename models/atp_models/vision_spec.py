@@ -58,6 +58,16 @@ class VisionSpec:
         return self.family != "siglip"
 
     @property
+    def fixed_positions(self) -> int:
+        """Positions of a tower's sequence that stand for no feature of a patch: 0 or 1."""
+        return int(self.has_class_token or self.select_strategy == "default")
+
+    @property
+    def mergeable_patches(self) -> int:
+        """Positions behind them."""
+        return self.tokens - self.prefix_tokens
+
+    @property
     def feature_width(self) -> int:
         """Width of what the projector gets: of all hidden states that are used."""
         layers = 1 if isinstance(self.feature_layer, int) else len(self.feature_layer)

@@ -127,7 +127,7 @@ class Conversation:
         draft = model.writer.draft(asked.messages)
         photos = [it if isinstance(it, Photo) else model.vision.read(it) for it in images]
         prepared = perf_counter()
-        asked = self._with_photos(asked, photos)
+        asked = self._with_photos(asked, photos, question)
         ids = model.writer.ids(draft, [len(image.tokens) for image in asked.features])
         context.check_fits(ids, len(asked.photos))
         seen = perf_counter()
@@ -167,8 +167,10 @@ class Conversation:
                 fix="put the image into a list, as in images=[photo].",
             )
 
-    def _with_photos(self, asked: _Transcript, photos: Sequence[Photo]) -> _Transcript:
-        features = map(self._model.memory.features, photos)
+    def _with_photos(
+        self, asked: _Transcript, photos: Sequence[Photo], question: str
+    ) -> _Transcript:
+        features = [self._model.memory.features(photo, question) for photo in photos]
         return replace(
             asked,
             photos=(*asked.photos, *photos),

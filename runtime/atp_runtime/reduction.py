@@ -31,16 +31,20 @@ class Reduction:
         place: int64 [kept]: the feature whose place on the photo a token has, or `NOWHERE`.
         mixing: float64 [kept, tokens]: the share of each feature in each token; None where a token
             is the feature at its place.
+        inside: The tokens were made inside the tower: its features are they.
     """
 
     place: IndexArray
     mixing: Matrix | None = None
+    inside: bool = False
 
     def __len__(self) -> int:
         return len(self.place)
 
     def of(self, features: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The tokens [kept, width] that it makes of features [tokens, width], in their dtype."""
+        if self.inside:
+            return features
         if self.mixing is None:
             return features[self.place]
         return (self.mixing @ features.astype(np.float64)).astype(features.dtype)

@@ -24,6 +24,7 @@ from atp_runtime.photo_memory import PhotoMemory
 from atp_runtime.prompt import PromptWriter
 from atp_runtime.ranges import Range, marked_parts
 from atp_runtime.selection import Selectors
+from atp_runtime.text_mean import TextMean
 from atp_runtime.tokenizer import Tokenizer
 from atp_runtime.vision import VisionEncoder
 
@@ -52,17 +53,17 @@ class Session:
         tokenizer = Tokenizer.from_dir(processor)
         template = ChatTemplate.from_dir(processor)
         with ExitStack() as loaded:
-            vision = VisionEncoder(bundle, backend)
+            embedding = EmbeddingTable.open(bundle)
+            vision = VisionEncoder(bundle, backend, TextMean(tokenizer, embedding))
             loaded.callback(vision.close)
             decoder = SegmentedDecoder(bundle, backend, _LEAST_CAPACITY)
             loaded.callback(decoder.close)
-            embedding = EmbeddingTable.open(bundle)
             self.model = Model(
                 bundle.manifest,
                 tokenizer,
                 PromptWriter(template, tokenizer, bundle.manifest.vision.image_token_id),
                 vision,
-                PhotoMemory(vision.encode),
+                PhotoMemory(vision.encode, asks_text=vision.asks_text),
                 decoder,
                 Context(bundle.manifest, embedding, decoder),
                 Selectors.open(bundle.root, bundle.manifest),

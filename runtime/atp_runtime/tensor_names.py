@@ -42,6 +42,11 @@ KEYS = "keys"
 """Attention's key of each patch, heads side by side."""
 MEAN_KEYS = "keys.mean"
 """Attention's key of each patch, heads averaged."""
+TEXT_MEAN = "text_mean"
+"""What a vision stage that ranks patches by the question is told: float32 [1, hidden], the mean of
+its words' embeddings, or zeros."""
+TOWER_KEPT = "tower.kept"
+"""The patches that stayed at each merge inside a tower, see `TowerMerge`."""
 
 
 def cache_names(layer: int) -> tuple[str, str, str, str]:

@@ -16,6 +16,7 @@ from atp_runtime.image_tokens import ImageTokens
 from atp_runtime.images import load_image
 from atp_runtime.preprocess import ImageProcessor, ImageView, PreprocessedImage
 from atp_runtime.text_files import read_json_if_present
+from atp_runtime.text_mean import TextMean
 from atp_runtime.vision_stages import VisionStages
 
 
@@ -40,6 +41,7 @@ class VisionEncoder:
     Args:
         bundle: An opened bundle.
         backend: What runs the stages.
+        text_mean: What questions are about; None is nothing.
 
     Raises:
         InputError: The processor's file is missing or of an unknown kind, a graph cannot be
@@ -47,12 +49,13 @@ class VisionEncoder:
         MachineError: Memory does not suffice.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, text_mean: TextMean | None = None) -> None:
         manifest = bundle.manifest
         self._model = manifest.vision
         file = image_processor_file(bundle.path(manifest.processor))
         self._processor = ImageProcessor.from_file(file)
         self._stages = VisionStages(bundle, backend)
+        self._text_mean = text_mean
 
     def close(self) -> None:
         """Gives the stages back."""
@@ -70,13 +73,23 @@ class VisionEncoder:
         self._check_size(processed)
         return Photo(image, processed.view, processed.pixel_values)
 
-    def encode(self, photo: Photo) -> ImageTokens:
+    @property
+    def asks_text(self) -> bool:
+        """Whether what the decoder gets of a photo depends on the question."""
+        return self._stages.asks_text
+
+    def encode(self, photo: Photo, question: str = "") -> ImageTokens:
         """What the decoder gets of a photo.
+
+        Args:
+            photo: The photo.
+            question: What is asked about it, for a tower that `asks_text`.
 
         Raises:
             CheckFailedError: What a rule behind the tower decides by is not finite.
         """
-        return self._stages.tokens(photo.pixel_values)
+        text = self._text_mean.of(question) if self.asks_text and self._text_mean else None
+        return self._stages.tokens(photo.pixel_values, text)
 
     def _check_size(self, processed: PreprocessedImage) -> None:
         found, wanted = processed.pixel_values.shape[1:], self._model.image_size

@@ -16,6 +16,7 @@ from atp_runtime.errors import InputError
 from atp_runtime.merging_rules import Contextual, Outliers
 from atp_runtime.reduction import Given, Reduction, VisionRule, best, check_count, units
 from atp_runtime.tensor_names import CLASS_ATTENTION, CLASS_SIMILARITY, IMAGE_FEATURES
+from atp_runtime.tower_merging import RULE, TowerMerge
 
 _ROUNDING = 1e-12
 
@@ -111,6 +112,7 @@ VISION_RULES: Mapping[str, type[VisionRule]] = {
     "inflection": Inflection,
     "contextual": Contextual,
     "outliers": Outliers,
+    RULE: TowerMerge,
 }
 
 

@@ -21,7 +21,7 @@ from atp_runtime.image_tokens import ImageTokens, Places
 from atp_runtime.manifest import Manifest, TensorSpec
 from atp_runtime.reduction import Given, Reduction, VisionRule
 from atp_runtime.schema import from_json, to_json
-from atp_runtime.tensor_names import IMAGE_FEATURES, PATCH_FEATURES
+from atp_runtime.tensor_names import IMAGE_FEATURES, PATCH_FEATURES, TEXT_MEAN
 from atp_runtime.vision_rules import vision_rule
 
 _REBUILD = "export the bundle again with atp-export."
@@ -45,6 +45,7 @@ class VisionStages:
         self._rule = read_vision_rule(manifest)
         self._places = Places.whole(manifest.vision)
         self._vision = manifest.stage("vision")
+        self._hidden = manifest.text.hidden
         self._projector = manifest.projector
         self._check_needs()
         self._loaded = [
@@ -58,18 +59,41 @@ class VisionStages:
         for _, loaded in self._loaded:
             loaded.close()
 
-    def tokens(self, pixels: npt.NDArray[np.float32]) -> ImageTokens:
-        """What the decoder gets of an image, from its pixels [3, height, width].
+    @property
+    def asks_text(self) -> bool:
+        """Whether what is left of an image depends on the question."""
+        return any(spec.name == TEXT_MEAN for spec in self._vision.inputs)
+
+    def tokens(
+        self, pixels: npt.NDArray[np.float32], text: npt.NDArray[np.float32] | None = None
+    ) -> ImageTokens:
+        """What the decoder gets of an image.
+
+        Args:
+            pixels: [3, height, width].
+            text: See `look`.
 
         Raises:
             CheckFailedError: What the rule decides by is not finite.
         """
-        given = self.look(pixels)
+        given = self.look(pixels, text)
         return self.finish(given, self.reduction(given))
 
-    def look(self, pixels: npt.NDArray[np.float32]) -> Given:
-        """The outputs of the vision stage for pixels [3, height, width]."""
-        found = self._run(0, {"pixel_values": pixels[None]}, {"images": 1})
+    def look(
+        self, pixels: npt.NDArray[np.float32], text: npt.NDArray[np.float32] | None = None
+    ) -> Given:
+        """The outputs of the vision stage.
+
+        Args:
+            pixels: [3, height, width].
+            text: The mean of the question's embeddings [hidden], for a stage that `asks_text`; None
+                is no question.
+        """
+        inputs = {"pixel_values": pixels[None]}
+        if self.asks_text:
+            none = np.zeros(self._hidden, dtype=np.float32)
+            inputs[TEXT_MEAN] = (none if text is None else text)[None]
+        found = self._run(0, inputs, {"images": 1})
         return {name: array[0] for name, array in found.items()}
 
     def reduction(self, given: Given) -> Reduction:

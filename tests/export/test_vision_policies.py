@@ -51,7 +51,10 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "visionzip": ("keep=6", "contextual=2"),
     "prumerge": ("neighbours=4",),
     "prumerge_plus": (),
+    "illava_vit": (),
+    "elip": (),
 }
+INSIDE = ("illava_vit", "elip")  # the tower; what they ask of it has tests of its own
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +181,7 @@ def test_modules_are_no_policy_of_a_checkpoints_file(
         make_job(own_checkpoint)
 
 
-@pytest.mark.parametrize("policy", [name for name in VISION_POLICIES if name != "divprune"])
+@pytest.mark.parametrize("policy", sorted({*VISION_POLICIES} - {"divprune", *INSIDE}))
 @pytest.mark.parametrize(
     ("name", "told"),
     [("siglip", "on a siglip tower"), ("full", "on a checkpoint that hands the class token on")],
@@ -217,7 +220,7 @@ def test_bundles_compute_what_the_pruned_checkpoint_does(
     report = json.loads((bundle(*case) / "reports" / "parity.json").read_text())
     assert report["passed"] is True
     checks = {check["name"] for check in report["checks"]}
-    cut = "divprune" not in case[1]
+    cut = not case[1].startswith(("divprune", *INSIDE))
     assert checks >= {"vision", "reduced", "dense", *(["projector"] if cut else [])}
     assert ("pruned" in checks) == ("+" in case[1])
 
@@ -287,7 +290,8 @@ def test_no_policy_makes_a_matrix_of_all_pairs_of_patches(tmp_path: Path, dialec
     assert (plain > 0) == (dialect == "portable")
     for name, words in SETTINGS.items():
         policy = make_vision_policy(name, read_settings(words), "here")
-        assert squares(composer.vision(policy.plan(spec.vision)), 36) == plain
+        # Behind a merge there are fewer patches.
+        assert squares(composer.vision(policy.plan(spec.vision)), 36) <= plain
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

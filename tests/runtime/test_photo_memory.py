@@ -25,8 +25,9 @@ class Encoder:
     def __init__(self) -> None:
         self.runs = 0
 
-    def __call__(self, photo: Photo) -> ImageTokens:
+    def __call__(self, photo: Photo, question: str) -> ImageTokens:
         self.runs += 1
+        self.asked = question
         where = np.arange(4)
         return ImageTokens(photo.pixel_values[0], Places(where, where))
 
@@ -58,3 +59,21 @@ def test_features_are_forgotten_with_the_photo(photo) -> None:
     del bright
     gc.collect()
     assert gone() is None
+
+
+def test_features_that_depend_on_the_question_are_those_of_the_last_one(photo) -> None:
+    encode = Encoder()
+    memory, bright = PhotoMemory(encode, asks_text=True), photo(9)
+    first = memory.features(bright, "What?")
+    assert memory.features(bright, "What?") is memory.features(bright) is first
+    second = memory.features(bright, "Why?")
+    assert (encode.runs, encode.asked) == (2, "Why?")
+    assert second.number != first.number
+    assert memory.features(bright) is second
+
+
+def test_other_features_are_the_same_for_every_question(photo) -> None:
+    encode = Encoder()
+    memory, bright = PhotoMemory(encode), photo(9)
+    assert memory.features(bright, "What?") is memory.features(bright, "Why?")
+    assert encode.runs == 1

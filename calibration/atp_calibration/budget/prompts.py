@@ -48,7 +48,7 @@ class Prompts:
         model, photos = self.session.model, self.photos(sample)
         parts: tuple[Part, ...] = (*(ImagePart() for _ in photos), TextPart(sample.prompt))
         draft = model.writer.draft((Message("user", parts),))
-        features = [model.memory.features(photo) for photo in photos]
+        features = [model.memory.features(photo, sample.prompt) for photo in photos]
         ids = model.writer.ids(draft, [len(image.tokens) for image in features])
         model.context.check_fits(ids, len(photos))
         model.context.restart()

@@ -1,6 +1,7 @@
 """Which nodes of a stage's graph are the linear layers that quantisation pays for.
 
-A product of activations with a stored matrix is one. Attention's products and the scorer's are not;
+A product of activations with a stored matrix is one. Attention's products and the scorer's are not,
+nor those of the question that a tower is told;
 the projector and the LM head stay in the precision of the bundle unless they are asked for.
 """
 
@@ -13,7 +14,7 @@ import onnx_ir as ir
 
 PARTS = ("decoder", "vision", "projector", "head")
 USUAL_PARTS = frozenset({"decoder", "vision"})
-_PROJECTOR, _TOWER = "multi_modal_projector", "vision_tower"
+_PROJECTOR, _TOWER, _QUESTION = "multi_modal_projector", "vision_tower", "question"
 _HEAD = "Gemm"  # the only one there is
 
 
@@ -72,6 +73,8 @@ def _part(node: ir.Node) -> str:
     name = str(node.name)
     if name.startswith(_PROJECTOR):
         return "projector"
+    if name.startswith(_QUESTION):
+        return "scorer"
     return "vision" if name.startswith(_TOWER) else "decoder"
 
 

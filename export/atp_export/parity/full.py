@@ -92,13 +92,13 @@ def _stages(
     pixels = shown.prompt.pixel_values
     if pixels is None:
         pixels = picture(manifest.vision.image_size, 0)[None]
-    seen = reference.see(torch.from_numpy(pixels))
     if run is None:
         run = run_reference(reference, shown, manifest, {})
     states = [step.layers[-1].left for step in run.steps]
     logits = torch.cat([step.logits for step in run.steps])
+    _, seeing = check_vision(bundle, pixels, reference.see, tolerances)
     return [
-        *check_vision(bundle, pixels, seen, tolerances),
+        *seeing,
         *(check_segment(bundle, stage, run, tolerances) for stage in manifest.segments),
         check_head(bundle, states, logits, tolerances),
     ]

@@ -43,12 +43,23 @@ def query_name(layer: int) -> str:
     return f"query.{layer}"
 
 
+def unmerged_name(layer: int) -> str:
+    """What a probe calls the hidden states of a tower that leave a layer, before a merge."""
+    return f"hidden_states.{layer}.left"
+
+
+def score_name(layer: int) -> str:
+    """What a probe calls the scores by which patches are merged behind a layer of a tower."""
+    return f"scores.tower.{layer}"
+
+
 def with_probes(path: Path, stage: Stage) -> ir.Model:
     """A stage that also returns what happens between and in its layers.
 
     A segment also returns the queries of its layers, unless visual tokens have only some of them,
     and the hidden states entering all layers but the first; the vision stage the hidden states
-    entering and leaving the layers of its tower. The head is returned as it is.
+    entering and leaving the layers of its tower, and what merges in it go by. The head is returned
+    as it is.
 
     Raises:
         CheckFailedError: The graph is not a chain of layers.
@@ -61,6 +72,7 @@ def with_probes(path: Path, stage: Stage) -> ir.Model:
             graph.outputs.extend(_query(graph, stage, layer) for layer in range(first, last))
     elif stage.kind == "vision":
         graph.outputs.extend(_tower_states(graph, stage))
+        graph.outputs.extend(_tower_merges(graph, stage))
     return model
 
 
@@ -124,6 +136,31 @@ def _query(graph: ir.Graph, stage: Stage, layer: int) -> ir.Value:
 
 def _tower_states(graph: ir.Graph, stage: Stage) -> list[ir.Value]:
     """The hidden states that enter the tower's layers, in order, and that leave the last."""
+    entering, prefixes = _tower_norms(graph)
+    if not entering:
+        return []  # features are taken before the first layer
+    states = [value for _, value in sorted(entering.items())]
+    states.append(_leaving(graph, stage, prefixes[max(prefixes)]))
+    return [_as_output(value, hidden_name(layer), graph) for layer, value in enumerate(states)]
+
+
+def _tower_merges(graph: ir.Graph, stage: Stage) -> list[ir.Value]:
+    """Behind each layer with a merge the hidden states that left it, and the scores."""
+    _, prefixes = _tower_norms(graph)
+    sorts = {node.name: node.inputs[0] for node in graph if node.op_type == "TopK"}
+    found = []
+    for layer, prefix in sorted(prefixes.items()):
+        # What is sorted first are the scores.
+        scores = sorts.get(f"{prefix.removeprefix('model.')}merge/TopK")
+        if scores is not None:
+            found.append(_as_output(_leaving(graph, stage, prefix), unmerged_name(layer), graph))
+            scores.name, scores.shape = score_name(layer), None
+            found.append(scores)
+    return found
+
+
+def _tower_norms(graph: ir.Graph) -> tuple[dict[int, ir.Value], dict[int, str]]:
+    """By layer, what its first norm takes and what its weights' names begin with."""
     entering: dict[int, ir.Value] = {}
     prefixes: dict[int, str] = {}
     for name, weight in graph.initializers.items():
@@ -132,13 +169,14 @@ def _tower_states(graph: ir.Graph, stage: Stage) -> list[ir.Value]:
         if match and norms and norms[0].inputs[0] is not None:
             entering[int(match["layer"])] = norms[0].inputs[0]
             prefixes[int(match["layer"])] = match["prefix"]
-    if not entering:
-        return []  # features are taken before the first layer
-    names = [prefixes[max(prefixes)] + output for output in _TOWER_OUTPUTS]
+    return entering, prefixes
+
+
+def _leaving(graph: ir.Graph, stage: Stage, prefix: str) -> ir.Value:
+    """What leaves a layer of the tower."""
+    names = [prefix + output for output in _TOWER_OUTPUTS]
     projection = next((name for name in names if _weight(graph, name) is not None), names[0])
-    states = [value for _, value in sorted(entering.items())]
-    states.append(_residual_sum(graph, stage, projection))
-    return [_as_output(value, hidden_name(layer), graph) for layer, value in enumerate(states)]
+    return _residual_sum(graph, stage, projection)
 
 
 def _residual_sum(graph: ir.Graph, stage: Stage, projection: str) -> ir.Value:

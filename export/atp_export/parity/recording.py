@@ -10,6 +10,7 @@ import numpy as np
 
 from atp_export.parity.measures import Array
 from atp_export.parity.samples import Prompt, with_tokens
+from atp_export.parity.tower_merging import said
 from atp_runtime.backends.base import DeviceArray, LoadedStage
 from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from atp_runtime.bundle import Bundle
@@ -20,7 +21,7 @@ from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.image_tokens import ImageTokens
 from atp_runtime.manifest import Manifest, PruningPoint, Stage
 from atp_runtime.merges import Merges
-from atp_runtime.reduction import Reduction
+from atp_runtime.reduction import Given, Reduction
 from atp_runtime.selection import (
     FloatArray,
     IndexArray,
@@ -74,11 +75,13 @@ class Seen:
         prompt: With as many placeholders for each image as it has tokens left.
         images: What the decoder gets of each.
         reductions: What the rule behind the tower left of each.
+        given: What the vision stage gave for each.
     """
 
     prompt: Prompt
     images: tuple[ImageTokens, ...]
     reductions: tuple[Reduction, ...]
+    given: tuple[Given, ...]
 
 
 class BundleRun:
@@ -123,17 +126,18 @@ class BundleRun:
             CheckFailedError: What a rule behind the tower decides by is not finite.
         """
         if prompt.pixel_values is None:
-            return Seen(prompt, (), ())
+            return Seen(prompt, (), (), ())
         stages = VisionStages(self._bundle, self._backend)
         try:
-            given = [stages.look(pixels) for pixels in prompt.pixel_values]
+            text = said(self.manifest.text.hidden)
+            given = tuple(stages.look(pixels, text) for pixels in prompt.pixel_values)
             reductions = tuple(stages.reduction(image) for image in given)
             images = tuple(map(stages.finish, given, reductions))
         finally:
             stages.close()
         placeholder = self.manifest.vision.image_token_id
         counts = [len(image) for image in images]
-        return Seen(with_tokens(prompt, placeholder, counts), images, reductions)
+        return Seen(with_tokens(prompt, placeholder, counts), images, reductions, given)
 
     def prefill(self, seen: Seen, select: SelectTokens) -> tuple[PrefillResult, Outputs]:
         """Begins anew with a prompt.

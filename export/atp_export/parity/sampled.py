@@ -33,6 +33,7 @@ from atp_export.parity.stages import (
     tower_measures,
     update_measure,
 )
+from atp_export.parity.tower_merging import merge_layers, said
 from atp_models.architecture import ModelSpec
 from atp_models.reference_layers import LayerStep, Survivors, Tokens
 from atp_models.reference_parts import ReferenceParts
@@ -44,7 +45,7 @@ from atp_runtime.chunk import Chunk
 from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.image_tokens import Places
 from atp_runtime.manifest import Manifest, Stage, VisionModel
-from atp_runtime.tensor_names import cache_names
+from atp_runtime.tensor_names import TEXT_MEAN, cache_names
 
 # Enough to fill a matrix multiplication, few enough for a 7B layer to take a second.
 _TEXT, _VISUAL, _TURN = 8, 24, 5
@@ -130,13 +131,16 @@ def _check_vision(
     pixels = picture(spec.vision.image_size, 0)[np.newaxis]
     layers = affordable_tower_layers(spec, available_bytes)
     if layers == spec.vision.layers:
-        seen = parts.see(torch.from_numpy(pixels))
-        return check_vision(bundle, pixels, seen, tolerances), seen.features
+        seen, checks = check_vision(bundle, pixels, parts.see, tolerances)
+        return checks, seen.features
+    # What leaves a merge depends on what it chose; before the first there is enough to see.
+    layers = min(layers, *merge_layers(bundle.manifest)[:1])
     stage = bundle.manifest.stage("vision")
     path = bundle.path(stage.graph)
-    states = parts.tower_states(torch.from_numpy(pixels), layers)
+    states = parts.tower_states(torch.from_numpy(pixels), max(1, layers))[: layers + 1]
     session = GraphSession(tower_layers(path, stage, layers), path.parent)
-    measures = tower_measures(session.run({"pixel_values": pixels}), states, tolerances)
+    inputs = {"pixel_values": pixels, TEXT_MEAN: said(spec.text.hidden)[np.newaxis]}
+    measures = tower_measures(session.run(inputs), states, tolerances)
     detail = f"first {layers} of {spec.vision.layers} layers, no memory for the rest"
     return (Check.of("vision", SCOPE, MODULES, detail, measures),), None
 

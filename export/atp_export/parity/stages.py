@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from atp_export.parity.measures import Array, Measure, Tolerance, compare, in_sequence
-from atp_export.parity.probes import hidden_name, query_name, with_probes
+from atp_export.parity.probes import (
+    hidden_name,
+    query_name,
+    score_name,
+    unmerged_name,
+    with_probes,
+)
 from atp_export.parity.pruned_reference import (
     PrunedReference,
     entry_inputs,
@@ -18,8 +24,10 @@ from atp_export.parity.pruned_reference import (
 from atp_export.parity.report import Check
 from atp_export.parity.samples import count_images
 from atp_export.parity.sessions import Arrays, GraphSession
-from atp_models.reference import PrunedStep, VisionStep
+from atp_export.parity.tower_merging import merged_in, said
+from atp_models.reference import PrunedStep
 from atp_models.reference_layers import LayerStep, Survivors, Tokens
+from atp_models.reference_vision import TowerMerged, TowerMerging, VisionStep
 from atp_runtime.bundle import Bundle
 from atp_runtime.manifest import Manifest, Stage
 from atp_runtime.selection import VisualTokens
@@ -33,10 +41,15 @@ from atp_runtime.tensor_names import (
     PATCH_FEATURES,
     PLACES,
     ROWS,
+    TEXT_MEAN,
+    TOWER_KEPT,
     WINDOW,
     cache_names,
 )
 from atp_runtime.workspace import Scorer
+
+See = Callable[[torch.Tensor, Sequence[TowerMerged]], VisionStep]
+"""The reference's tower on images [images, 3, height, width], with what is merged in it."""
 
 SCOPE = "stage"
 MODULES = "Transformers' modules"
@@ -49,24 +62,32 @@ def open_stage(bundle: Bundle, stage: Stage) -> GraphSession:
 
 
 def check_vision(
-    bundle: Bundle, pixels: Array, expected: VisionStep, tolerances: Mapping[str, Tolerance]
-) -> tuple[Check, ...]:
-    """The vision stage on images [images, 3, height, width]; and the projector, if it is one."""
-    stage, projector = bundle.manifest.stage("vision"), bundle.manifest.projector
-    outputs = open_stage(bundle, stage).run({"pixel_values": pixels})
-    measures = list(tower_measures(outputs, expected.states, tolerances))
+    bundle: Bundle, pixels: Array, see: See, tolerances: Mapping[str, Tolerance]
+) -> tuple[VisionStep, tuple[Check, ...]]:
+    """The vision stage on images [images, 3, height, width]; and the projector, if it is one.
+
+    Also returns what the reference sees.
+    """
+    manifest = bundle.manifest
+    stage, projector = manifest.stage("vision"), manifest.projector
+    inputs = {"pixel_values": pixels, TEXT_MEAN: said(manifest.text.hidden)[np.newaxis]}
+    outputs = open_stage(bundle, stage).run(inputs)
+    expected = see(torch.from_numpy(pixels), merged_in(manifest, outputs))
+    measures = list(tower_measures(outputs, expected.states, tolerances, expected.merges))
     bound, detail = tolerances[SCOPE], count_images(len(pixels))
     for spec in stage.outputs:
+        if spec.name == TOWER_KEPT:
+            continue  # taken over
         wanted = vision_output(spec.name, expected, bundle.manifest).numpy()
         measures.append(compare(spec.name, "prefill", outputs[spec.name], wanted, bound))
     vision = Check.of(stage.name, SCOPE, MODULES, detail, measures)
     if projector is None:
-        return (vision,)
+        return expected, (vision,)
     session, images = open_stage(bundle, projector), expected.selected.numpy()
     found = [session.run({PATCH_FEATURES: it[np.newaxis]})[IMAGE_FEATURES] for it in images]
     features = expected.features.numpy()
     measure = compare(IMAGE_FEATURES, "prefill", np.concatenate(found), features, bound)
-    return vision, Check.of(projector.name, SCOPE, MODULES, detail, [measure])
+    return expected, (vision, Check.of(projector.name, SCOPE, MODULES, detail, [measure]))
 
 
 def vision_output(name: str, expected: VisionStep, manifest: Manifest) -> torch.Tensor:
@@ -90,18 +111,27 @@ def vision_output(name: str, expected: VisionStep, manifest: Manifest) -> torch.
 
 
 def tower_measures(
-    outputs: Arrays, states: Sequence[torch.Tensor], tolerances: Mapping[str, Tolerance]
+    outputs: Arrays,
+    states: Sequence[torch.Tensor],
+    tolerances: Mapping[str, Tolerance],
+    merges: Sequence[TowerMerging] = (),
 ) -> Iterator[Measure]:
-    """Hidden states entering each layer of the tower that the graph has, and their updates."""
+    """Hidden states entering each layer of the tower that the graph has, and their updates.
+
+    Where patches are merged behind a layer, also what left it and the scores they are merged by.
+    """
+    unmerged = {merge.layer: merge.left for merge in merges}
+    for merge in merges:
+        name, scores = score_name(merge.layer), merge.scores.numpy()
+        yield compare(name, "prefill", outputs[name], scores, tolerances[SCOPE])
     layers = sum(hidden_name(layer) in outputs for layer in range(len(states)))
     for layer in range(layers):
         name, state = hidden_name(layer), states[layer].numpy()
         yield compare(name, "prefill", outputs[name], state, tolerances[SCOPE])
         if layer + 1 < layers:
-            after = outputs[hidden_name(layer + 1)]
-            yield update_measure(
-                layer, outputs[name], after, state, states[layer + 1].numpy(), tolerances
-            )
+            after = outputs[unmerged_name(layer) if layer in unmerged else hidden_name(layer + 1)]
+            left = unmerged.get(layer, states[layer + 1]).numpy()
+            yield update_measure(layer, outputs[name], after, state, left, tolerances)
 
 
 def check_segment(

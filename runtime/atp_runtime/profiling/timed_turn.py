@@ -129,7 +129,8 @@ class TurnTimer:
         tokenised = perf_counter()
         photos = [model.vision.read(path) for path in question.images]
         prepared = perf_counter()
-        features = [self._numbered(model.vision.encode(photo)) for photo in photos]
+        seen_as = [model.vision.encode(photo, question.prompt) for photo in photos]
+        features = [*map(self._numbered, seen_as)]
         counts = [len(image.tokens) for image in features]
         ids = model.writer.ids(draft, counts)
         model.context.check_fits(ids, len(photos))

@@ -102,6 +102,21 @@ def test_fp32_is_built_in_both_dialects(export_bundle: Any) -> None:
     assert {verdict.precision for verdict in found.verdicts} == {"fp32", "int8"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["illava_vit", "elip"])
+def test_merging_inside_the_tower_is_built_in_both_dialects(
+    export_bundle: Any, tmp_path: Path, policy: str
+) -> None:
+    checkpoint = export_bundle(
+        tiny_config(kv_heads=2), precision="fp16", dialect="both", prune_at=(2,)
+    ).checkpoint
+    job = prepare_job(checkpoint, tmp_path / "bundle", ExportOptions("fp16", "both", policy=policy))
+    export_bundle_of(job, parity="off", reporter=QuietReporter())
+    found, _ = check(job.bundle)
+    assert [verdict.problem for verdict in found.verdicts] == [None] * len(found.verdicts)
+    assert (found.passed, found.lint) == (True, {})
+
+
 def test_merging_is_built_in_both_dialects(export_bundle: Any, tmp_path: Path) -> None:
     checkpoint = export_bundle(
         tiny_config(kv_heads=2), precision="fp16", dialect="both", prune_at=(2,)
