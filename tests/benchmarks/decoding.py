@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tests.benchmarks.forced_selection import keep_counted
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from atp_runtime.backends import open_backend
@@ -16,7 +17,6 @@ from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.decoder_results import PrefillResult
 from atp_runtime.image_tokens import Places
 from atp_runtime.manifest import PruningPoint
-from atp_runtime.selection import PointSelector, Selection
 
 TEXT_TOKENS = 64
 THREADS = torch.get_num_threads()
@@ -45,7 +45,7 @@ class BundleRunner:
             chunk = Chunk.from_ids(ids, placeholder, [places])
         self.decoder.reset()
         hidden = self.hidden[:, : len(ids)].astype(self.bundle.manifest.embedding.dtype)
-        return self.decoder.prefill(hidden, chunk, _select(self._points(), keep))
+        return self.decoder.prefill(hidden, chunk, keep_counted(self._points(), keep))
 
     def decode(self, steps: int) -> None:
         """So many decode steps behind what was prefilled."""
@@ -55,24 +55,6 @@ class BundleRunner:
 
     def _points(self) -> list[PruningPoint]:
         return [stage.pruning for stage in self.manifest.segments if stage.pruning]
-
-
-def _select(points: list[PruningPoint], keep: Sequence[int]):
-    def selector(point: PruningPoint, count: int | None) -> PointSelector:
-        if count is None:
-            return PointSelector(PruningPoint(point.before_layer, "keep_all", {}), {})
-        return PointSelector(PruningPoint(point.before_layer, "top_k", {"keep": count}), {})
-
-    counts = [*keep, *([None] * (len(points) - len(keep)))]
-    selectors = {
-        point.before_layer: selector(point, count)
-        for point, count in zip(points, counts, strict=True)
-    }
-
-    def select(point: PruningPoint, *scores: object) -> Selection:
-        return selectors[point.before_layer](*scores)  # type: ignore[arg-type]
-
-    return select
 
 
 class TransformersRunner:
