@@ -34,10 +34,12 @@ class BundleRunner:
         shape = (1, self.manifest.vision.tokens + TEXT_TOKENS, self.manifest.text.hidden)
         self.hidden = (0.02 * random.standard_normal(shape)).astype(np.float32)
 
-    def prefill(self, visual: int, keep: Sequence[int] = ()) -> PrefillResult:
-        """A prompt of `visual` and 64 text tokens; `keep` many stay after each point."""
+    def prefill(
+        self, visual: int, keep: Sequence[int] = (), *, text: int = TEXT_TOKENS
+    ) -> PrefillResult:
+        """A prompt of `visual` and `text` tokens; `keep` many stay after each point."""
         placeholder = self.manifest.vision.image_token_id
-        ids = np.zeros(visual + TEXT_TOKENS, dtype=np.int64)
+        ids = np.zeros(visual + text, dtype=np.int64)
         chunk = Chunk.text(len(ids))
         if visual == self.manifest.vision.tokens:
             ids[16 : 16 + visual] = placeholder

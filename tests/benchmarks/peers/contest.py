@@ -162,6 +162,8 @@ def ask(contestant: Contestant, task: Task) -> Answer:
         )
     except subprocess.TimeoutExpired as error:
         raise DriverError(f"gave no answer within {_LIMIT_SECONDS} s") from error
+    except OSError as error:
+        raise DriverError(str(error)) from error
     if done.returncode:
         raise DriverError(reason(done.returncode, done.stderr))
     return read_answer(done.stdout)

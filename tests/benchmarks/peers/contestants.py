@@ -70,18 +70,9 @@ def peer_environment(*, ours: bool, threads: int) -> dict[str, str]:
 
 
 def _make_openvino(source: Path, target: Path, precision: str) -> None:
-    tool = interpreter("openvino-genai").with_name("optimum-cli")
-    task = ("--task", "text-generation-with-past", "--weight-format", precision)
-    _export(
-        "openvino-genai",
-        str(tool),
-        "export",
-        "openvino",
-        "--model",
-        str(source),
-        *task,
-        str(target),
-    )
+    tool = str(interpreter("openvino-genai").with_name("optimum-cli"))
+    words = ("--task", "text-generation-with-past", "--weight-format", precision, str(target))
+    _export("openvino-genai", tool, "export", "openvino", "--model", str(source), *words)
 
 
 def _make_onnxruntime_genai(source: Path, target: Path, precision: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -164,12 +165,9 @@ class Lineup:
 
     def _cases(self, path: Path) -> tuple[Case, ...]:
         visual = Bundle.open(path).manifest.vision.tokens
-        counts = [
-            (round(share * visual), text) for share in self._plan.kept for text in self._plan.texts
-        ]
-        return tuple(
-            Case(kept, text, self.ids(kept + text)) for kept, text in sorted(counts, key=sum)
-        )
+        kept = [round(share * visual) for share in self._plan.kept]
+        counts = sorted(itertools.product(kept, self._plan.texts), key=sum)
+        return tuple(Case(kept, text, self.ids(kept + text)) for kept, text in counts)
 
     def _pruned(self, path: Path, precision: str) -> tuple[Case, ...]:
         """Prompts with a whole image, pruned to the averages that the others get."""

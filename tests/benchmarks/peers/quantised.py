@@ -26,7 +26,7 @@ def quantised_bundle(source: Path) -> Path:
     scenes = WORK / "scenes"
     if not (scenes / "scenes-train.json").is_file():
         command = [sys.executable, "-m", "atp_models.demo.data", "scenes-train", str(scenes)]
-        _run([*command, "--scenes", "8", "--questions", "1"])
+        _run([*command, "--scenes", "8", "--questions", "4"])
     if not (path / "manifest.json").is_file():
         command = [sys.executable, "-m", "atp_calibration.cli", str(source)]
         words = ["--precision", "int8", "--parts", "decoder,head", "--samples", str(_SAMPLES)]

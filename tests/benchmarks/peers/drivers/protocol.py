@@ -7,6 +7,7 @@ object of the answer; what a library prints besides is left alone.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -46,7 +47,7 @@ def serve(open_model: Callable[[dict[str, Any]], Generate], *packages: str) -> N
         generate(case, lambda _, times=times: times.append(time.perf_counter()))
         if len(times) - 1 != case["tokens"]:
             raise SystemExit(f"{len(times) - 1} of {case['tokens']} tokens came")
-        took = [after - before for before, after in zip(times, times[1:])]  # noqa: B905
+        took = [after - before for before, after in itertools.pairwise(times)]
         tell(case=number, first_token=took[0], later=took[1:], peak_bytes=peak_bytes())
 
 
