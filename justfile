@@ -73,7 +73,7 @@ bench-peers-setup *peers: setup
 
 # Compare with whichever of them is installed, in 5 minutes
 bench-quick *arguments: setup
-    {{bin}}/python -m tests.benchmarks peers --shape 135m --kept 1,0.25 --tokens 12 --rounds 1 {{arguments}}
+    {{bin}}/python -m tests.benchmarks peers --shape 135m --kept 1,0.25 --tokens 12 --rounds 1 --no-tower {{arguments}}
 
 # Remove what the tasks made, the caches outside this directory excepted
 clean:

@@ -7,18 +7,21 @@ import json
 import os
 import platform
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from tests.benchmarks.peers import report
-from tests.benchmarks.peers.contest import DriverError, Task, ask, run_rounds
+from tests.benchmarks.peers.contest import Answer, Contestant, DriverError, Task, ask, run_rounds
 from tests.benchmarks.peers.contestants import PEERS, PRECISIONS
 from tests.benchmarks.peers.lineup import Lineup, Missing, Plan
+from tests.benchmarks.peers.towers import TOWER, reference_tower, towers
 from tests.benchmarks.workbench import OUTPUT
 
 _CHECK_PROMPT, _CHECK_TOKENS = 48, 16
+_WIDTH = 140
 _KEPT = "1,0.25,0.0625"
 
 
@@ -40,17 +43,27 @@ def main(arguments: Sequence[str]) -> int:
         console.print(words, highlight=False, markup=False)
 
     lineup = Lineup(plan, told)
-    contestants = lineup.contestants()
-    task = Task(options.threads, options.tokens, lineup.ids(_CHECK_PROMPT), _CHECK_TOKENS)
-    missing = lineup.missing
-    try:
-        reference = ask(lineup.reference(), task).check
-    except DriverError as error:
-        reference = ()
-        missing.append(Missing("Transformers", "fp32", "what all should answer", str(error)))
-    answers, failed = run_rounds(contestants, task, options.rounds, told)
-    missing += [Missing(it.name, it.precision, "all", why) for it, why in failed.items()]
-    found = report.lines(answers, reference)
+    decoders, missing = lineup.contestants(), lineup.missing
+    prompts = Task(options.threads, options.tokens, lineup.ids(_CHECK_PROMPT), _CHECK_TOKENS)
+    contests = [("decoder", decoders, prompts, lineup.reference())]
+    if not options.no_tower:
+        encoders, absent = towers(lineup, plan)
+        missing += absent
+        image = Task(options.threads, 1, (), _CHECK_TOKENS)
+        contests.append((TOWER, encoders, image, reference_tower(plan)))
+    found: list[report.Line] = []
+    answers: dict[Contestant, list[Answer]] = {}
+    for part, contestants, task, of_reference in contests:
+        try:
+            reference = ask(of_reference, task).check
+        except DriverError as error:
+            reference = ()
+            what = f"{part}: what all should answer"
+            missing.append(Missing(of_reference.name, of_reference.precision, what, str(error)))
+        given, failed = run_rounds(contestants, task, options.rounds, told)
+        missing += [Missing(it.name, it.precision, part, why) for it, why in failed.items()]
+        found += report.lines(given, reference)
+        answers |= given
     about = {
         "command": shlex.join(["just", "bench", "peers", *arguments]),
         "machine": f"{_processor()}, {os.cpu_count()} cores",
@@ -68,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print(found: Sequence[report.Line], missing: Sequence[Missing], machine: str) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     for title, rows in report.sections(found):
         table = Table(title=f"{title} ({machine})", box=None)
         for column in report.COLUMNS:
@@ -103,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=24, help="of an answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-tower", action="store_true", help="compare decoders only")
     parser.add_argument(
         "--peers",
         type=_peers,

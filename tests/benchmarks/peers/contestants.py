@@ -15,7 +15,7 @@ from tests.benchmarks.workbench import OUTPUT, ROOT
 
 from atp_runtime.errors import CheckFailedError
 
-_DRIVERS = Path(__file__).parent / "drivers"
+DRIVERS = Path(__file__).parent / "drivers"
 PRECISIONS = ("fp32", "fp16", "int8")
 """fp32: everything is FP32. fp16 and int8: that is how weights are stored, and the rest is as the
 library has it for such weights."""
@@ -48,7 +48,7 @@ class Peer:
     def command(self) -> tuple[str, ...]:
         """What starts its driver."""
         python = interpreter(self.name) if self.environment else Path(sys.executable)
-        return (str(python), str(_DRIVERS / self.driver))
+        return (str(python), str(DRIVERS / self.driver))
 
     def reason(self, precision: str) -> str | None:
         """Why it cannot be run in a precision; None if it can."""
@@ -57,7 +57,7 @@ class Peer:
 
 
 OURS = "this runtime"
-OUR_COMMAND = (sys.executable, str(_DRIVERS / "runtime_driver.py"))
+OUR_COMMAND = (sys.executable, str(DRIVERS / "runtime_driver.py"))
 
 
 def peer_environment(*, ours: bool, threads: int) -> dict[str, str]:

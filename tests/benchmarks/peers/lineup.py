@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tests.benchmarks import workbench
 from tests.benchmarks.forced_selection import counts_for_average
 from tests.benchmarks.peers.contest import Case, Contestant
 from tests.benchmarks.peers.contestants import OUR_COMMAND, OURS, PEERS, Peer, peer_environment
 from tests.benchmarks.peers.made_once import bytes_of, made_once
 from tests.benchmarks.peers.quantised import quantised_bundle
 from tests.benchmarks.peers.text_checkpoint import text_checkpoint
-from tests.benchmarks.workbench import WORK, bundle, checkpoint
+from tests.benchmarks.workbench import WORK, checkpoint
 
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import AtpError
@@ -35,7 +36,7 @@ class Missing:
     Attributes:
         name: A contestant's.
         precision: One of `PRECISIONS`.
-        what: "all", or which case.
+        what: "decoder", "vision tower", or which case.
         reason: Why.
     """
 
@@ -108,8 +109,9 @@ class Lineup:
 
     def _ours(self, precision: str) -> Iterator[Contestant]:
         for name, word in ((OURS, "dense"), (PRUNED, "pruned")):
+            self._told(f"{name}: bundle in {precision}")
             try:
-                path = self._bundle(word, precision)
+                path = self.bundle(word, precision)
                 cases = self._cases(path) if word == "dense" else self._pruned(path, precision)
             except (AtpError, subprocess.CalledProcessError) as error:
                 self._miss(name, precision, str(error))
@@ -119,13 +121,13 @@ class Lineup:
                 size = _decoder_bytes(path)
                 yield Contestant(name, precision, OUR_COMMAND, variables, str(path), size, cases)
 
-    def _bundle(self, word: str, precision: str) -> Path:
-        self._told(f"{OURS}: {word} bundle, {precision}")
+    def bundle(self, word: str, precision: str) -> Path:
+        """This project's, `word` being "dense" or "pruned"."""
         dense = ("--dense",) if word == "dense" else ()
         if precision == "int8":
-            return quantised_bundle(bundle(self._plan.shape, word, "--precision", "fp32", *dense))
+            return quantised_bundle(self.bundle(word, "fp32"))
         name = word if precision == "fp32" else f"{word}-{precision}"
-        return bundle(self._plan.shape, name, "--precision", precision, *dense)
+        return workbench.bundle(self._plan.shape, name, "--precision", precision, *dense)
 
     def _peers(self, precision: str) -> Iterator[Contestant]:
         for peer in PEERS:
@@ -141,7 +143,7 @@ class Lineup:
                 self._miss(peer.name, precision, f"its model could not be made: {error}")
                 continue
             if self._has_memory(peer.name, precision):
-                cases = self._cases(self._bundle("dense", "fp32"))
+                cases = self._cases(self.bundle("dense", "fp32"))
                 yield self._contestant(peer, precision, artefact, cases)
 
     def _artefact(self, peer: Peer, precision: str) -> Path:
@@ -194,7 +196,7 @@ class Lineup:
             return False
         return True
 
-    def _miss(self, name: str, precision: str, reason: str, what: str = "all") -> None:
+    def _miss(self, name: str, precision: str, reason: str, what: str = "decoder") -> None:
         self.missing.append(Missing(name, precision, what, " ".join(reason.split())))
 
 

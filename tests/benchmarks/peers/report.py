@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.benchmarks.measure import ratio
-from tests.benchmarks.peers.contest import Answer, Case, Contestant, agreeing
+from tests.benchmarks.peers.contest import Answer, Case, Contestant, Timed, agreeing
 from tests.benchmarks.peers.contestants import OURS
 from tests.benchmarks.peers.lineup import Missing
 
@@ -42,7 +42,7 @@ class Line:
         first_token: Seconds.
         first_token_to_ours: That, over this runtime's at the same case, dense; the median of the
             ratios of each round. None if it was not measured.
-        token_seconds: Of each later token.
+        token_seconds: Of each later token; None of a tower, which has none.
         token_to_ours: Likewise.
         peak_bytes: Highest resident memory of the process, mapped files included.
         artefact_bytes: Of what it loads for the decoder.
@@ -58,7 +58,7 @@ class Line:
     load_seconds: float
     first_token: float
     first_token_to_ours: float | None
-    token_seconds: float
+    token_seconds: float | None
     token_to_ours: float | None
     peak_bytes: int
     artefact_bytes: int
@@ -118,6 +118,8 @@ def sections(found: Sequence[Line]) -> Iterator[tuple[str, list[tuple[str, ...]]
     """A title and the cells of a table for every prompt."""
     for visual, text in dict.fromkeys((it.visual, it.text) for it in found):
         title = f"{visual} visual and {text} text tokens"
+        if not text:
+            title = f"Vision tower and projector alone: an image's {visual} tokens"
         here = [it for it in found if (it.visual, it.text) == (visual, text)]
         yield title, [cells(it) for it in here]
 
@@ -131,9 +133,9 @@ def cells(line: Line) -> tuple[str, ...]:
         f"{line.load_seconds:.1f}",
         f"{line.first_token:.2f}",
         _ratio(line.first_token_to_ours),
-        f"{1e3 * line.token_seconds:.1f}",
+        f"{1e3 * line.token_seconds:.1f}" if line.token_seconds else "",
         _ratio(line.token_to_ours),
-        f"{1 / line.token_seconds:.1f}",
+        f"{1 / line.token_seconds:.1f}" if line.token_seconds else "",
         f"{line.peak_bytes / GIB:.2f}",
         f"{line.artefact_bytes / GIB:.2f}",
         f"{line.agrees}/{line.agrees_of}" if line.agrees_of else "?",
@@ -165,7 +167,7 @@ def _line(
 ) -> Line:
     case, given = contestant.cases[number], answers[contestant]
     first = [it.timed[number].first_token for it in given]
-    later = [statistics.median(it.timed[number].later) for it in given]
+    later = [_later(it.timed[number]) for it in given]
     ours = _ours(contestant, case, answers)
     return Line(
         case.visual,
@@ -176,8 +178,8 @@ def _line(
         statistics.median(it.load_seconds for it in given),
         statistics.median(first),
         ratio(first, [it[0] for it in ours]) if ours else None,
-        statistics.median(later),
-        ratio(later, [it[1] for it in ours]) if ours else None,
+        statistics.median(later) if case.text else None,
+        ratio(later, [it[1] for it in ours]) if ours and case.text else None,
         max(it.timed[number].peak_bytes for it in given),
         contestant.artefact_bytes,
         min(agreeing(it.check, reference) for it in given) if reference else 0,
@@ -194,8 +196,12 @@ def _ours(
             continue
         wanted = [(it.visual, it.text) for it in other.cases].index((case.visual, case.text))
         timed = [it.timed[wanted] for it in given]
-        return [(it.first_token, statistics.median(it.later)) for it in timed]
+        return [(it.first_token, _later(it)) for it in timed]
     return []
+
+
+def _later(timed: Timed) -> float:
+    return statistics.median(timed.later) if timed.later else 0.0
 
 
 def _ratio(value: float | None) -> str:

@@ -73,7 +73,7 @@ def test_agreement_is_unknown_without_a_reference(answers) -> None:
 
 
 def test_markdown_names_the_command_and_what_was_not_measured(answers) -> None:
-    missing = [Missing("third", "fp16", "all", "not installed: a | b")]
+    missing = [Missing("third", "fp16", "decoder", "not installed: a | b")]
 
     text = markdown(lines(answers, (1, 2, 3)), missing, ABOUT, {"other: package": "1.0"})
 
@@ -86,7 +86,7 @@ def test_markdown_names_the_command_and_what_was_not_measured(answers) -> None:
 
 
 def test_document_holds_every_round_and_is_json(answers) -> None:
-    missing = [Missing("third", "fp16", "all", "not installed")]
+    missing = [Missing("third", "fp16", "decoder", "not installed")]
 
     found = json.loads(json.dumps(document(lines(answers, ()), missing, answers, ABOUT)))
 
