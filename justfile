@@ -67,6 +67,14 @@ lint: setup
 bench *arguments: setup
     {{bin}}/python -m tests.benchmarks {{arguments}}
 
+# Install libraries to compare with, each into an environment of its own in the user's cache (about 3.5 GB)
+bench-peers-setup *peers: setup
+    {{bin}}/python -m tests.benchmarks.peers.environments {{peers}}
+
+# Compare with whichever of them is installed, in 5 minutes
+bench-quick *arguments: setup
+    {{bin}}/python -m tests.benchmarks peers --shape 135m --kept 1,0.25 --tokens 12 --rounds 1 --no-tower {{arguments}}
+
 # Remove what the tasks made, the caches outside this directory excepted
 clean:
     rm -rf .venv demo-output bench-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

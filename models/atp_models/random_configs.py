@@ -75,8 +75,8 @@ def named_config(name: str) -> LlavaConfig:
     """The config of a named shape.
 
     Args:
-        name: A key of `SHAPES`: "tiny"; "1b", TinyLlama-1.1B with LLaVA-1.5's tower; "7b",
-            exactly LLaVA-1.5-7B.
+        name: A key of `SHAPES`: "tiny"; "135m", SmolLM2-135M with CLIP ViT-B/16; "1b",
+            TinyLlama-1.1B with LLaVA-1.5's tower; "7b", exactly LLaVA-1.5-7B.
     """
     return SHAPES[name]()
 
@@ -102,8 +102,27 @@ def _seven_billion() -> LlavaConfig:
     )
 
 
+def _small() -> LlavaConfig:
+    tower = CLIPVisionConfig(patch_size=16, image_size=384)
+    decoder = LlamaConfig(
+        vocab_size=49216,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_theta": 100000.0, "rope_type": "default"},
+        tie_word_embeddings=True,
+        pad_token_id=49153,
+    )
+    return _llava(tower, decoder, image_token_index=49152, pad_token_id=49153)
+
+
 SHAPES: dict[str, Callable[[], LlavaConfig]] = {
     "tiny": tiny_config,
+    "135m": _small,
     "1b": _one_billion,
     "7b": _seven_billion,
 }

@@ -6,6 +6,7 @@ Each case runs in a process of its own, so that none inherits another's memory.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -22,6 +23,10 @@ from atp_export.versions import package_versions
 
 def main() -> int:
     """Runs the chosen cases; exit code 1 if a promise is not met."""
+    if sys.argv[1:2] in (["peers"], ["scaling"]):
+        # Reports of their own, with options of their own.
+        module = importlib.import_module(f"tests.benchmarks.{sys.argv[1]}.command")
+        return int(module.main(sys.argv[2:]))
     from tests.benchmarks.cases import CASES  # noqa: PLC0415 - Transformers is slow to import
 
     parser = argparse.ArgumentParser(prog="just bench", description=__doc__)

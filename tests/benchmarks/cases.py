@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tests.benchmarks.budgets import budgets, deadlines
 from tests.benchmarks.decoding import THREADS, BundleRunner, TransformersRunner
+from tests.benchmarks.forced_selection import counts_for_average
 from tests.benchmarks.measure import Row, at_least, at_most, interleaved, ratio, run_child
 from tests.benchmarks.overhead import measure_overhead
 from tests.benchmarks.scoring import scoring_cost
@@ -115,9 +116,7 @@ def prefill_flops(manifest: Manifest, calls: Sequence[StageCall]) -> int:
 def keep_counts(runner: BundleRunner, average: float) -> tuple[int, ...]:
     """Counts after three points, each half of the one before, for an all-layer average."""
     spans = [stage.layers[1] - stage.layers[0] for stage in runner.manifest.segments]
-    wanted = average * sum(spans) - 576 * spans[0]
-    first = wanted / (spans[1] + spans[2] / 2 + spans[3] / 4)
-    return tuple(round(first / 2**point) for point in range(3))
+    return counts_for_average(spans, 576, average)
 
 
 def transformers(shape: str, rounds: int) -> list[Row]:

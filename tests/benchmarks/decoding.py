@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tests.benchmarks.forced_selection import keep_counted
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from atp_runtime.backends import open_backend
@@ -16,7 +17,6 @@ from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.decoder_results import PrefillResult
 from atp_runtime.image_tokens import Places
 from atp_runtime.manifest import PruningPoint
-from atp_runtime.selection import PointSelector, Selection
 
 TEXT_TOKENS = 64
 THREADS = torch.get_num_threads()
@@ -34,10 +34,12 @@ class BundleRunner:
         shape = (1, self.manifest.vision.tokens + TEXT_TOKENS, self.manifest.text.hidden)
         self.hidden = (0.02 * random.standard_normal(shape)).astype(np.float32)
 
-    def prefill(self, visual: int, keep: Sequence[int] = ()) -> PrefillResult:
-        """A prompt of `visual` and 64 text tokens; `keep` many stay after each point."""
+    def prefill(
+        self, visual: int, keep: Sequence[int] = (), *, text: int = TEXT_TOKENS
+    ) -> PrefillResult:
+        """A prompt of `visual` and `text` tokens; `keep` many stay after each point."""
         placeholder = self.manifest.vision.image_token_id
-        ids = np.zeros(visual + TEXT_TOKENS, dtype=np.int64)
+        ids = np.zeros(visual + text, dtype=np.int64)
         chunk = Chunk.text(len(ids))
         if visual == self.manifest.vision.tokens:
             ids[16 : 16 + visual] = placeholder
@@ -45,7 +47,7 @@ class BundleRunner:
             chunk = Chunk.from_ids(ids, placeholder, [places])
         self.decoder.reset()
         hidden = self.hidden[:, : len(ids)].astype(self.bundle.manifest.embedding.dtype)
-        return self.decoder.prefill(hidden, chunk, _select(self._points(), keep))
+        return self.decoder.prefill(hidden, chunk, keep_counted(self._points(), keep))
 
     def decode(self, steps: int) -> None:
         """So many decode steps behind what was prefilled."""
@@ -55,24 +57,6 @@ class BundleRunner:
 
     def _points(self) -> list[PruningPoint]:
         return [stage.pruning for stage in self.manifest.segments if stage.pruning]
-
-
-def _select(points: list[PruningPoint], keep: Sequence[int]):
-    def selector(point: PruningPoint, count: int | None) -> PointSelector:
-        if count is None:
-            return PointSelector(PruningPoint(point.before_layer, "keep_all", {}), {})
-        return PointSelector(PruningPoint(point.before_layer, "top_k", {"keep": count}), {})
-
-    counts = [*keep, *([None] * (len(points) - len(keep)))]
-    selectors = {
-        point.before_layer: selector(point, count)
-        for point, count in zip(points, counts, strict=True)
-    }
-
-    def select(point: PruningPoint, *scores: object) -> Selection:
-        return selectors[point.before_layer](*scores)  # type: ignore[arg-type]
-
-    return select
 
 
 class TransformersRunner:

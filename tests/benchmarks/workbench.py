@@ -19,14 +19,19 @@ NARROW = "narrow"
 WIDE = "wide"
 """Two of LLaVA-1.5-7B's layers and its visual tokens, behind a small tower and vocabulary."""
 
+DEMO = "demo"
+"""The demo's checkpoint, with real weights: a SmolLM2-135M decoder behind DINOv2."""
+
 
 def checkpoint(shape: str) -> Path:
-    """A checkpoint of that shape with random FP16 weights."""
+    """A checkpoint of that shape, with random FP16 weights unless it is the demo's."""
     path = WORK / f"checkpoint-{shape}"
     if (path / "config.json").is_file():
         return path
     if shape in (NARROW, WIDE):
         {NARROW: _write_narrow, WIDE: _write_wide}[shape](path)
+    elif shape == DEMO:
+        subprocess.run([sys.executable, "-m", "atp_models.demo", str(path)], check=True)
     else:
         command = [sys.executable, "-m", "atp_models.random_checkpoint", shape, str(path)]
         subprocess.run([*command, "--dtype", "float16"], check=True)

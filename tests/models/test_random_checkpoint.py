@@ -211,6 +211,17 @@ def test_named_shape_has_its_number_of_parameters(shape: str, decoder: int, widt
     assert model.num_parameters() == TOWER + decoder + 2 * 64 * width + projector
 
 
+def test_smallest_named_shape_has_its_number_of_parameters() -> None:
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(named_config("135m"))
+
+    # SmolLM2-135M as published, one table for embedding and head; CLIP ViT-B/16's vision model
+    # with the positions of 24 x 24 patches.
+    decoder, tower = 134_515_008, 85_799_424 + (24 * 24 - 14 * 14) * 768
+    projector = (768 + 1) * 576 + (576 + 1) * 576
+    assert model.num_parameters() == tower + decoder + 64 * 576 + projector
+
+
 # --- What goes wrong ---------------------------------------------------------------------
 
 

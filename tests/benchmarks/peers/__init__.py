@@ -1,0 +1,1 @@
+"""`just bench peers`: the same decoder by this runtime and by what users would pick instead."""

@@ -1,0 +1,1 @@
+"""`just bench scaling`: how time grows with each thing that it depends on."""
