@@ -134,7 +134,7 @@ def _check_vision(
         seen, checks = check_vision(bundle, pixels, parts.see, tolerances)
         return checks, seen.features
     # What leaves a merge depends on what it chose; before the first there is enough to see.
-    layers = min(layers, *merge_layers(bundle.manifest)[:1])
+    layers = min([layers, *merge_layers(bundle.manifest)[:1]])
     stage = bundle.manifest.stage("vision")
     path = bundle.path(stage.graph)
     states = parts.tower_states(torch.from_numpy(pixels), max(1, layers))[: layers + 1]
