@@ -124,7 +124,7 @@ class LinearLatency(Latency):
 
     spread = 1.0
 
-    def stage(self, name: str, tokens: int) -> float:
+    def stage(self, name: str, tokens: int, visual: int = 0) -> float:
         return 0.001 * tokens
 
     def between(self, tokens: int) -> float:
