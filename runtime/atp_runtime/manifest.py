@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from atp_runtime.errors import InputError
-from atp_runtime.manifest_checks import REBUILD, check_parts
+from atp_runtime.manifest_checks import REBUILD, check_parts, check_version
 from atp_runtime.schema import from_json, to_json
 from atp_runtime.structure import Structure
 from atp_runtime.tensor_names import (
@@ -392,23 +392,7 @@ def read_manifest(bundle: Path) -> Manifest:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}", why="it is not JSON.", fix=REBUILD) from error
-    _check_version(value, path)
+    check_version(value, path, FORMAT, SCHEMA_VERSION)
     manifest = from_json(Manifest, value, source=str(path), fix=REBUILD)
     check_parts(manifest, path)
     return manifest
-
-
-def _check_version(value: Any, path: Path) -> None:
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: not a manifest of an {FORMAT}",
-            why=f"its `format` field must be {FORMAT!r}.",
-            fix="point to the directory that atp-export wrote.",
-        )
-    version = value.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: schema version {version!r}",
-            why=f"this runtime reads version {SCHEMA_VERSION}.",
-            fix="install the atp-llava that wrote the bundle, or export it again.",
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atp_runtime.errors import InputError
 
@@ -11,6 +11,33 @@ if TYPE_CHECKING:
     from atp_runtime.manifest import Manifest
 
 REBUILD = "export the bundle again with atp-export."
+
+
+def check_version(value: Any, path: Path, format_: str, wanted: int) -> None:
+    """Refuses what is no manifest, or one of another schema.
+
+    Args:
+        value: The JSON that was read.
+        path: Its file, for messages.
+        format_: What its field `format` must be.
+        wanted: What its `schema_version` must be.
+
+    Raises:
+        InputError: It is another.
+    """
+    if not isinstance(value, dict) or value.get("format") != format_:
+        raise InputError(
+            f"{path}: not a manifest of an {format_}",
+            why=f"its `format` field must be {format_!r}.",
+            fix="point to the directory that atp-export wrote.",
+        )
+    version = value.get("schema_version")
+    if version != wanted:
+        raise InputError(
+            f"{path}: schema version {version!r}",
+            why=f"this runtime reads version {wanted}.",
+            fix="install the atp-llava that wrote the bundle, or export it again.",
+        )
 
 
 def check_parts(manifest: Manifest, path: Path) -> None:

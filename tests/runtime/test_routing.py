@@ -15,6 +15,7 @@ from PIL import Image
 from atp_runtime.cli.run_report import statistics_lines
 from atp_runtime.deadline import DeadlineSelectors
 from atp_runtime.errors import InputError
+from atp_runtime.evaluation.pruning_choice import PruningChoice
 from atp_runtime.generation import GenerationOptions
 from atp_runtime.latency.model import Latency
 from atp_runtime.manifest import Manifest, dump_manifest, read_manifest
@@ -167,3 +168,11 @@ def test_points_and_segments_that_contradict_each_other_are_refused(
     (tmp_path / "manifest.json").write_text(json.dumps(value))
     with pytest.raises(InputError, match=f"{complaint} tokens skip it"):
         read_manifest(tmp_path)
+
+
+def test_other_rules_are_compared_where_they_do_not_need_attention(session: Session) -> None:
+    for rule in ("random", "uniform"):  # later layers may let more through
+        PruningChoice(rule, (4, 9)).apply(session.model, 0)
+    with pytest.raises(InputError, match="last_row") as caught:
+        PruningChoice("last_row", (4, 4)).apply(session.model, 0)
+    assert "ranked by its router" in caught.value.why

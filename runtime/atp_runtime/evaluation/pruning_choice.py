@@ -81,6 +81,7 @@ class PruningChoice:
         self._check(points, manifest.vision.most_tokens)
         keep = {point.before_layer: it for point, it in zip(points, self.keep, strict=True)}
         if self.rule in _TOP_K:
+            self._check_attention(points)
             # Whatever the bundle's own points ask.
             model.decoder.scorer = last_row if self.rule == "last_row" else Scorer.for_sequence
             best = _top_k(keep, _TOP_K[self.rule])
@@ -94,6 +95,15 @@ class PruningChoice:
             grid = KeepChosen(keep, uniform_tokens(*manifest.vision.grid))
             return lambda _question: grid
         return lambda question: KeepChosen(keep, random_tokens(_generator(seed, question)))
+
+    def _check_attention(self, points: Sequence[PruningPoint]) -> None:
+        routed = next((point.before_layer for point in points if point.returns), None)
+        if routed is not None:
+            raise InputError(
+                f"--select {self.rule}",
+                why=f"what goes through layer {routed} is ranked by its router, not by attention.",
+                fix=f"choose {OWN}, keep_all, random or uniform.",
+            )
 
     def _check(self, points: Sequence[PruningPoint], tokens: int) -> None:
         if len(points) != len(self.keep):
