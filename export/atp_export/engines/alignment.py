@@ -38,7 +38,8 @@ def aligned(
         Both sides' features [tokens, hidden], and `SHARED`: 1 if they share `LEAST_SHARED`, else
         0 on the side that was found, so that it fails.
     """
-    sides, shares = ([], []), list[float]()
+    sides: tuple[list[Array], list[Array]] = ([], [])
+    shares: list[float] = []
     for image in range(len(expected[TOWER_KEPT])):
         ours, theirs = (
             rule.reduce({TOWER_KEPT: side[TOWER_KEPT][image]}).place for side in (found, expected)
