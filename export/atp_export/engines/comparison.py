@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from atp_export.engines.agreement import Bound, TensorAgreement, bound_of, compare_outputs
+from atp_export.engines.alignment import aligned
 from atp_export.engines.builder import BuildResult, StageEngine
 from atp_export.engines.dialect import PORTABLE, in_dialect
 from atp_export.engines.profiles import tensor_shape
@@ -25,7 +26,9 @@ from atp_runtime.engine_set import DECODE, Target
 from atp_runtime.errors import CheckFailedError, InputError
 from atp_runtime.manifest import Stage
 from atp_runtime.schema import from_json, to_json
-from atp_runtime.tensor_names import ROUTER_SCORES, SCORES
+from atp_runtime.tensor_names import ROUTER_SCORES, SCORES, TOWER_KEPT
+from atp_runtime.tower_merging import TowerMerge
+from atp_runtime.vision_stages import read_vision_rule
 
 
 @dataclass(frozen=True)
@@ -145,17 +148,16 @@ def _check_stage(
         _outputs(view, view.manifest.stage(built.stage), calls, backend)
         for view, backend in zip(views, backends, strict=True)
     )
-    checks = tuple(
-        MomentCheck(
-            call.name,
-            call.lengths,
-            compare_outputs(_read(call, ours), _read(call, theirs), bound),
-        )
-        for call, ours, theirs in zip(calls, found, expected, strict=True)
-    )
+    rule = read_vision_rule(views[0].manifest)
+    checks = []
+    for call, ours, theirs in zip(calls, found, expected, strict=True):
+        pair = _read(call, ours), _read(call, theirs)
+        if isinstance(rule, TowerMerge) and TOWER_KEPT in theirs:
+            pair = aligned(*pair, rule)
+        checks.append(MomentCheck(call.name, call.lengths, compare_outputs(*pair, bound)))
     tensors = [tensor for check in checks for tensor in check.tensors]
     passed = bool(tensors) and all(tensor.passed for tensor in tensors)
-    return StageCheck(built.stage, built.engine.stamp, passed, checks)
+    return StageCheck(built.stage, built.engine.stamp, passed, tuple(checks))
 
 
 def _read(call: Moment, outputs: dict[str, Array]) -> dict[str, Array]:
