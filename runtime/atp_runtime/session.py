@@ -80,6 +80,7 @@ class Session:
         backend: str = BACKENDS[0],
         threads: int | None = None,
         cuda_graphs: bool = True,
+        packed: bool = True,
     ) -> Session:
         """Opens and loads a bundle.
 
@@ -88,13 +89,14 @@ class Session:
             backend: What runs it, see `atp_runtime.backends.open_backend`.
             threads: CPU threads; None lets the backend decide.
             cuda_graphs: Whether decode steps may be recorded as CUDA graphs.
+            packed: Whether the CPU's weights are packed, which pays from some ten answers.
 
         Raises:
             InputError: The bundle cannot be used.
             CheckFailedError: A file of it was changed.
             MachineError: Memory does not suffice, or a package or the GPU is missing.
         """
-        opened = open_backend(backend, threads=threads, cuda_graphs=cuda_graphs)
+        opened = open_backend(backend, threads=threads, cuda_graphs=cuda_graphs, packed=packed)
         return cls(Bundle.open(path), opened)
 
     def __enter__(self) -> Session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from tests.benchmarks.budgets import budgets, deadlines
 from tests.benchmarks.decoding import THREADS, BundleRunner, TransformersRunner
 from tests.benchmarks.forced_selection import counts_for_average
+from tests.benchmarks.load import Load, measure_load
 from tests.benchmarks.measure import Row, at_least, at_most, interleaved, ratio, run_child
 from tests.benchmarks.overhead import measure_overhead
 from tests.benchmarks.scoring import scoring_cost
@@ -18,12 +20,13 @@ from tests.benchmarks.workbench import BIN, DEMO, NARROW, OUTPUT, WIDE, WORK, bu
 from tests.runtime.latency.published import leave_one_out
 
 from atp_runtime.decoder_results import StageCall
-from atp_runtime.manifest import Manifest
-from atp_runtime.statistics import mean_visual_tokens, run_flops
+from atp_runtime.manifest import Manifest, read_manifest
+from atp_runtime.statistics import cached_bytes, mean_visual_tokens, run_flops
 from atp_runtime.structure_work import paper_flops
 
 GIB = 2**30
 KEPT = (576, 288, 144, 72, 36)
+CAPACITY = 768  # positions of the caches for 576 visual tokens and a question
 STEPS = 12
 STEPS_TIMED = 100
 
@@ -168,6 +171,40 @@ def overhead(shape: str, rounds: int) -> list[Row]:
     ]
 
 
+def load(shape: str, rounds: int) -> list[Row]:
+    """Start of a process to the first token against reading the weights, and peak memory."""
+    path, rows = bundle(shape, "pruned", "--precision", "fp32"), []
+    manifest = read_manifest(path)
+    weights = sum(it.stat().st_size for it in (path / "onnx").iterdir())
+    caches = CAPACITY * sum(cached_bytes(manifest, stage) for stage in manifest.segments)
+    kinds = {"one answer": "mapped", "many answers": "packed"}
+    measure_load(path, "text", "mapped", cold=False)  # hashes the files, once per machine
+    for cold in (False, True):
+        state = "cold" if cold else "warm"
+        found: dict[str, list[Load]] = defaultdict(list)
+        for _ in range(rounds):
+            found["read"].append(measure_load(path, "read", cold=cold))
+            for name, kind in kinds.items():
+                found[name].append(measure_load(path, "text", kind, cold=cold))
+        read = [it.seconds for it in found["read"]]
+        rows.append(Row(f"{state}: reading the weights", statistics.median(read), "s"))
+        for name in kinds:
+            times = ratio([it.seconds for it in found[name]], read)
+            cpu = statistics.median(it.cpu for it in found[name])
+            rows += [
+                at_most(f"{state}, {name}: load to first token / reading", times, 1.2),
+                Row(f"{state}, {name}: seconds of CPU", cpu, "s"),
+            ]
+    for name, kind in kinds.items():
+        peak = measure_load(path, "photo", kind, cold=False)
+        over = (peak.peak - weights - caches) / 2**20
+        rows += [
+            at_most(f"{name} about a photo: peak - weights - caches", over, 300, "MiB"),
+            Row(f"{name}: memory that no file backs", peak.owned / 2**20, "MiB"),
+        ]
+    return rows
+
+
 Case = Callable[[str, int], Sequence[Row]]
 
 
@@ -274,5 +311,6 @@ CASES: dict[str, tuple[Case, str]] = {
     "budgets": (budgets, DEMO),
     "deadlines": (deadlines, DEMO),
     "overhead": (overhead, NARROW),
+    "load": (load, "1b"),
     "predictor": (predictor, "published"),
 }

@@ -36,7 +36,11 @@ __all__ = [
 
 
 def open_backend(
-    name: str = BACKENDS[0], *, threads: int | None = None, cuda_graphs: bool = True
+    name: str = BACKENDS[0],
+    *,
+    threads: int | None = None,
+    cuda_graphs: bool = True,
+    packed: bool = True,
 ) -> Backend:
     """The backend of that name, its library loaded.
 
@@ -46,6 +50,8 @@ def open_backend(
         threads: Threads of one operator on the CPU; None leaves the number to the library.
         cuda_graphs: Whether TensorRT's decode steps are recorded as CUDA graphs; the other
             backends record none.
+        packed: Whether the CPU gets weights in another order, which pays from some ten answers; the
+            other backends have theirs on the GPU.
 
     Raises:
         InputError: There is no such backend, or `threads` is not positive or of no use to it.
@@ -57,7 +63,7 @@ def open_backend(
     if name == "onnxruntime":
         from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend  # noqa: PLC0415
 
-        return OnnxRuntimeBackend(threads=threads)
+        return OnnxRuntimeBackend(threads=threads, packed=packed)
     if threads is not None:
         raise InputError(
             f"threads: {threads}",

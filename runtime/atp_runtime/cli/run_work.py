@@ -37,7 +37,7 @@ def answer(options: argparse.Namespace) -> int:
             fix="write the question behind the bundle, or use --chat.",
         )
     generation = _check(options)
-    with _open(options) as session:
+    with _open(options, packed=False) as session:  # one answer, which is sooner without
         document = _Dialogue(session, options, generation, options.image).ask(options.question)
     if options.json:
         print_json(document)
@@ -83,12 +83,12 @@ def chat(options: argparse.Namespace) -> int:
     return code
 
 
-def _open(options: argparse.Namespace) -> Session:
+def _open(options: argparse.Namespace, *, packed: bool = True) -> Session:
     seconds = _deadline(options)
     if seconds is None:
-        return _open_bundle(options)
+        return _open_bundle(options, packed=packed)
     latency = _latency(options)  # told to be missing before the bundle is loaded
-    session = _open_bundle(options)
+    session = _open_bundle(options)  # packed, as its times were measured
     try:
         model = session.model
         model.select = DeadlineSelectors(model.select, model.manifest, latency, seconds)
@@ -98,13 +98,14 @@ def _open(options: argparse.Namespace) -> Session:
     return session
 
 
-def _open_bundle(options: argparse.Namespace) -> Session:
+def _open_bundle(options: argparse.Namespace, *, packed: bool = True) -> Session:
     ranges = open_nvtx() if options.nvtx else None  # told to be missing before the bundle is loaded
     session = Session.open(
         options.bundle,
         backend=options.backend,
         threads=options.threads,
         cuda_graphs=options.cuda_graphs,
+        packed=packed,
     )
     if ranges is not None:
         session.mark_parts(ranges)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from atp_runtime.backends import Backend, DeviceArray, LoadedStage, open_backend
 from atp_runtime.bundle import Bundle
@@ -24,6 +24,9 @@ SUM_STAGE = Stage(
     (TensorSpec("past", "float16", (1, "past", 2)), TensorSpec("new", "float16", (1, "kept", 2))),
     (TensorSpec("total", "float16", (1, "kept", 2)),),
 )
+
+
+STATUS = Path("/proc/self/status")
 
 
 @pytest.fixture
@@ -219,6 +222,41 @@ def test_backend_says_how_to_install_onnx_runtime_when_it_is_missing(
 def test_backend_raises_when_threads_are_more_than_processors_or_none(threads: int) -> None:
     with pytest.raises(InputError, match=f"threads: {threads}"):
         open_backend(threads=threads)
+
+
+@pytest.mark.skipif(not STATUS.is_file(), reason="the system does not tell memory")
+@pytest.mark.parametrize("packed", [True, False])
+def test_weights_are_copied_when_they_are_packed_and_else_stay_in_their_file(
+    own_bundle: Path, packed: bool
+) -> None:
+    side = 4096
+    weight = np.random.default_rng(0).normal(size=(side, side)).astype(np.float32)
+    stage = Stage(
+        "wide",
+        "head",
+        "onnx/wide.onnx",
+        ("onnx/wide.data",),
+        (TensorSpec("x", "float32", ("tokens", side)),),
+        (TensorSpec("y", "float32", ("tokens", side)),),
+    )
+    save_graph(own_bundle / stage.graph, [helper.make_node("MatMul", ["x", "w"], ["y"])], stage)
+    model = onnx.load(own_bundle / stage.graph)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    onnx.save(model, own_bundle / stage.graph, save_as_external_data=True, location="wide.data")
+    del model
+    backend = open_backend(threads=1, packed=packed)
+    x, y = (backend.upload(np.ones((2, side), dtype=np.float32)) for _ in range(2))
+    before = anonymous_bytes()
+    loaded = backend.load(Bundle.open(own_bundle), stage)
+    loaded.run({"x": x}, {"y": y})
+    assert (anonymous_bytes() - before > 0.9 * weight.nbytes) is packed
+    np.testing.assert_allclose(backend.download(y)[0], weight.sum(0), rtol=1e-3, atol=1e-2)
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs."""
+    (line,) = (it for it in STATUS.read_text().splitlines() if it.startswith("RssAnon"))
+    return int(line.split()[1]) << 10
 
 
 def test_closed_stage_holds_no_array(bundle: Bundle, backend: Backend) -> None:
