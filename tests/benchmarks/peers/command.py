@@ -143,9 +143,12 @@ def _among(words: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _shares(words: str) -> tuple[float, ...]:
-    shares = tuple(map(float, words.split(",")))
-    if not all(0 < share <= 1 for share in shares):
-        raise argparse.ArgumentTypeError("shares are above 0 and at most 1")
+    try:
+        shares = tuple(map(float, words.split(",")))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise argparse.ArgumentTypeError("shares are above 0 and at most 1, such as 1,0.25")
     return shares
 
 

@@ -20,6 +20,8 @@ from tests.benchmarks.peers.quantised import quantised_bundle
 from tests.benchmarks.peers.text_checkpoint import text_checkpoint
 from tests.benchmarks.workbench import WORK, checkpoint
 
+from atp_models.architecture import read_architecture
+from atp_models.checkpoint import Checkpoint
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import AtpError
 
@@ -84,6 +86,7 @@ class Lineup:
         self._work = WORK / f"peers-{plan.shape}"
         source = checkpoint(plan.shape)
         self.decoder = text_checkpoint(source, self._work / "decoder")
+        self._visual = read_architecture(Checkpoint.open(source)).vision.tokens
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         self._vocabulary = min(config["image_token_index"], config["text_config"]["vocab_size"])
         stored = config["dtype"] if config.get("dtype") else "float16"
@@ -112,11 +115,11 @@ class Lineup:
             self._told(f"{name}: bundle in {precision}")
             try:
                 path = self.bundle(word, precision)
-                cases = self._cases(path) if word == "dense" else self._pruned(path, precision)
+                cases = self._cases() if word == "dense" else self._pruned(path, precision)
             except (AtpError, subprocess.CalledProcessError) as error:
                 self._miss(name, precision, str(error))
                 continue
-            if self._has_memory(name, precision):
+            if cases and self._has_memory(name, precision):
                 variables = peer_environment(ours=True, threads=self._plan.threads)
                 size = _decoder_bytes(path)
                 yield Contestant(name, precision, OUR_COMMAND, variables, str(path), size, cases)
@@ -143,8 +146,7 @@ class Lineup:
                 self._miss(peer.name, precision, f"its model could not be made: {error}")
                 continue
             if self._has_memory(peer.name, precision):
-                cases = self._cases(self.bundle("dense", "fp32"))
-                yield self._contestant(peer, precision, artefact, cases)
+                yield self._contestant(peer, precision, artefact, self._cases())
 
     def _artefact(self, peer: Peer, precision: str) -> Path:
         make = peer.make
@@ -165,9 +167,8 @@ class Lineup:
         size = bytes_of(artefact)
         return Contestant(peer.name, precision, peer.command, variables, str(artefact), size, cases)
 
-    def _cases(self, path: Path) -> tuple[Case, ...]:
-        visual = Bundle.open(path).manifest.vision.tokens
-        kept = [round(share * visual) for share in self._plan.kept]
+    def _cases(self) -> tuple[Case, ...]:
+        kept = [round(share * self._visual) for share in self._plan.kept]
         counts = sorted(itertools.product(kept, self._plan.texts), key=sum)
         return tuple(Case(kept, text, self.ids(kept + text)) for kept, text in counts)
 
@@ -175,8 +176,8 @@ class Lineup:
         """Prompts with a whole image, pruned to the averages that the others get."""
         manifest = Bundle.open(path).manifest
         spans = [stage.layers[1] - stage.layers[0] for stage in manifest.segments]
-        visual, cases = manifest.vision.tokens, []
-        for case in self._cases(path):
+        visual, cases = self._visual, []
+        for case in self._cases():
             if case.visual == visual:
                 continue
             try:

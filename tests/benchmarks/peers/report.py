@@ -106,11 +106,18 @@ def document(
 
 
 def versions(answers: Mapping[Contestant, Sequence[Answer]]) -> dict[str, str]:
-    """Of all that was run, by package; one that runs in two versions is named twice."""
-    return {
-        f"{contestant.name}: {package}": version
+    """Of all packages that were run; of which contestant where they differ."""
+    found = [
+        (contestant.name, package, version)
         for contestant, given in answers.items()
         for package, version in given[0].versions.items()
+    ]
+    held: dict[str, set[str]] = {}
+    for _, package, version in found:
+        held.setdefault(package, set()).add(version)
+    return {
+        package if len(held[package]) == 1 else f"{package} of {name}": version
+        for name, package, version in found
     }
 
 

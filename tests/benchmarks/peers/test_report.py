@@ -4,7 +4,7 @@ import pytest
 from tests.benchmarks.peers.contest import Answer, Case, Contestant, Timed
 from tests.benchmarks.peers.contestants import OURS
 from tests.benchmarks.peers.lineup import PRUNED, Missing
-from tests.benchmarks.peers.report import cells, document, lines, markdown, sections
+from tests.benchmarks.peers.report import cells, document, lines, markdown, sections, versions
 
 ABOUT = {"command": "just bench peers --rounds 2", "machine": "a machine", "threads": 2}
 WHOLE = Case(8, 4, tuple(range(12)))
@@ -79,10 +79,23 @@ def test_markdown_names_the_command_and_what_was_not_measured(answers) -> None:
 
     assert "`just bench peers --rounds 2`" in text
     assert "other: package 1.0" in text
-    assert "| third | fp16 | all | not installed: a / b |" in text
+    assert "| third | fp16 | decoder | not installed: a / b |" in text
     assert f"| {PRUNED} from 8 | fp32 | 2.0 | 1.65 | 1.10 |" in text
     for _, rows in sections(lines(answers, (1, 2, 3))):
         assert all(f"| {' | '.join(row)} |" in text for row in rows)
+
+
+def test_versions_name_whose_they_are_where_they_differ(answers) -> None:
+    other = Answer(2.0, {"package": "2.0", "single": "3"}, (1, 2, 3), ())
+    answers[contestant("third", "fp32")] = [other]
+
+    assert versions(answers) == {
+        f"package of {OURS}": "1.0",
+        f"package of {PRUNED}": "1.0",
+        "package of other": "1.0",
+        "package of third": "2.0",
+        "single": "3",
+    }
 
 
 def test_document_holds_every_round_and_is_json(answers) -> None:
@@ -91,7 +104,7 @@ def test_document_holds_every_round_and_is_json(answers) -> None:
     found = json.loads(json.dumps(document(lines(answers, ()), missing, answers, ABOUT)))
 
     assert found["threads"] == 2
-    assert found["versions"] == {f"{name}: package": "1.0" for name in (OURS, PRUNED, "other")}
+    assert found["versions"] == {"package": "1.0"}
     assert found["missing"][0]["reason"] == "not installed"
     assert [len(it["answers"]) for it in found["rounds"]] == [2, 2, 2, 2]
     assert found["rounds"][2]["answers"][1]["timed"][0]["first_token"] == 6.0
