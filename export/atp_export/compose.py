@@ -40,6 +40,7 @@ from atp_runtime.tensor_names import (
     PATCH_FEATURES,
     ROUTE_WEIGHTS,
     ROUTER_SCORES,
+    ROW_SCORES,
     SCORES,
     TOWER_KEPT,
     cache_names,
@@ -143,25 +144,23 @@ class StageComposer:
         first: int,
         last: int,
         *,
-        scored: bool,
+        scores: tuple[str, ...] = (),
         merging: bool = False,
         routed: bool = False,
-        routing: bool = False,
     ) -> StageGraph:
-        """Layers [first, last), with the scorer's inputs and outputs if `scored`.
+        """Layers [first, last), with the scores that a rule decides by, and what a scorer takes.
 
         If `merging`, tokens may be merged at its entry. If `routed`, it is one layer that tokens
-        skip; if `routing`, they skip the layer behind it.
+        skip.
         """
         signature = segment_signature(
             self.spec,
             self._dtype,
             first=first,
             last=last,
-            scored=scored,
+            scores=scores,
             merging=merging,
             routed=routed,
-            routing=routing,
             structure=self._structure,
         )
         builder = StageBuilder(name, signature, opset=self._opset)
@@ -185,20 +184,20 @@ class StageComposer:
                 builder, layer, arguments, structured, routed=routed
             )
             outputs |= {new_key: key, new_value: value}
-        if scored:
+        if SCORES[0] in scores:
             asked = [inputs[name] for name in SCORER_INPUTS]
             if isinstance(structured, StructuredSegment):
-                scores = structured.scores(last - 1, seen, mask, asked)
+                found = structured.scores(last - 1, seen, mask, asked)
             else:
-                scores = builder.call(self._pieces.scorer, [*seen, mask, *asked], label="scorer")
-            outputs |= dict(zip(SCORES, scores, strict=True))
+                found = builder.call(self._pieces.scorer, [*seen, mask, *asked], label="scorer")
+            given = dict(zip((*SCORES, ROW_SCORES), found, strict=True))
+            outputs |= {name: given[name] for name in scores}
         if routed:
             back = [hidden, inputs["hidden_states"], inputs["keep_indices"]]
             (hidden,) = builder.call(self._pieces.exit, back, label="exit")
-        if routing:
+        if ROUTER_SCORES in scores:
             router, names = self._pieces.router, {"weight": router_name(last)}
-            (scores,) = builder.call(router, [hidden], label="router", names=names)
-            outputs[ROUTER_SCORES] = scores
+            (outputs[ROUTER_SCORES],) = builder.call(router, [hidden], label="router", names=names)
         return builder.finish({"hidden_states_out": hidden, **outputs})
 
     def _structured(

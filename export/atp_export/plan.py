@@ -42,13 +42,13 @@ class SegmentPlan:
     pruning: PruningPoint | None
 
     @property
-    def scored(self) -> bool:
-        """Whether the attention of its last layer scores tokens."""
-        return self.pruning is not None and not self.pruning.returns
+    def scores(self) -> tuple[str, ...]:
+        """Its outputs that a rule decides by."""
+        return self.pruning.scores if self.pruning else ()
 
     @property
     def routing(self) -> bool:
-        """Whether the router of the layer behind it does."""
+        """Whether tokens skip the layer behind it."""
         return self.pruning is not None and self.pruning.returns
 
 

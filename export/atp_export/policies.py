@@ -21,9 +21,9 @@ from atp_models.structure import make_structure
 from atp_runtime import registered
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import LAST, QUERIES, RATERS, TEXT, PruningPoint
-from atp_runtime.pruning_rules import SCORES
 from atp_runtime.schema import from_json
 from atp_runtime.structure import FAST, Structure
+from atp_runtime.top_k_rules import SCORES
 
 _FIX = "see docs/policies.md for the policies and their settings."
 
@@ -133,7 +133,7 @@ class TopK(Policy):
     Attributes:
         keep: How many stay at each point; None keeps half of those that are left.
         layers: Where; None is where ATP-LLaVA prunes.
-        score: One of `SCORES`, see `atp_runtime.pruning_rules.TopK`.
+        score: One of `SCORES`, see `atp_runtime.top_k_rules.TopK`.
         queries: Whose attention "cross" is, see `atp_runtime.manifest.PruningPoint`.
     """
 
@@ -192,8 +192,10 @@ class SparseVlm(TopK):
 
     Attributes:
         keep: How many stay at each point; None is the paper's 300, 200 and 110.
+        redundant: Instead of `keep`, the paper's lambda: the share that is dropped of those tokens
+            that are more than the rank of what the raters pay them.
         recycle: Whether some more are made of the best of the others, see
-            `atp_runtime.pruning_rules.Recycle`.
+            `atp_runtime.top_k_rules.Recycle`.
         layers: Where; None is behind the paper's layers 2, 6 and 15 of 32, at this depth.
         score: Its own.
         queries: Its raters.
@@ -201,14 +203,29 @@ class SparseVlm(TopK):
 
     score: str = "cross"
     queries: str = RATERS
+    redundant: float | None = None
     recycle: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.redundant is not None:
+            _check_share("redundant", self.redundant)
+            if self.keep is not None:
+                raise ValueError("keep and redundant both say how many tokens stay")
 
     def points(self, depth: int) -> tuple[PruningPoint, ...]:
         """A point per layer; the paper's that fall together are one."""
         usual = sorted({min(max(round(depth * at / 32), 1), depth - 1) for at in (3, 7, 16)})
         layers = self.layers or tuple(usual)
-        keep = self.keep or (300, 200, 110)[-len(layers) :]
-        points = TopK(keep, layers, self.score, self.queries).points(depth)
+        if self.redundant is None:
+            keep = self.keep or (300, 200, 110)[-len(layers) :]
+            points = TopK(keep, layers, self.score, self.queries).points(depth)
+        else:
+            by_rank = {"redundant": self.redundant, "score": self.score}
+            points = tuple(
+                PruningPoint(layer, "top_k", by_rank, queries=self.queries, rows=True)
+                for layer in layers
+            )
         if not self.recycle:
             return points
         return tuple(replace(point, rule="recycle", merges=True) for point in points)

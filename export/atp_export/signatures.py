@@ -22,6 +22,7 @@ from atp_runtime.tensor_names import (
     PLACES,
     ROUTE_WEIGHTS,
     ROUTER_SCORES,
+    ROW_SCORES,
     ROWS,
     SCORES,
     TEXT_MEAN,
@@ -86,24 +87,22 @@ def projector_signature(spec: ModelSpec, dtype: str) -> Signature:
     )
 
 
-def segment_signature(  # noqa: PLR0913 - a segment has so many sides
+def segment_signature(
     spec: ModelSpec,
     dtype: str,
     *,
     first: int,
     last: int,
-    scored: bool,
+    scores: tuple[str, ...] = (),
     merging: bool = False,
     routed: bool = False,
-    routing: bool = False,
     structure: Structure | None = None,
 ) -> Signature:
-    """Layers [first, last), with what a scorer takes and gives if `scored`.
+    """Layers [first, last), with the scores that a rule decides by, and what a scorer takes.
 
     If `merging`, it is told what to merge. If `routed`, tokens skip it; it is told how much the
-    others get, and all leave it. If `routing`, they skip the layer behind it, whose router's scores
-    it gives. With a structure that covers them, it is told which rows
-    are visual.
+    others get, and all leave it. With a structure that covers them, it is told which rows are
+    visual.
     """
     hidden, width = spec.text.hidden, (spec.text.kv_heads, spec.text.head_dim)
     inputs = [
@@ -124,13 +123,12 @@ def segment_signature(  # noqa: PLR0913 - a segment has so many sides
         inputs.append(TensorSpec(ROUTE_WEIGHTS, FLOAT, ("kept",)))
     if structure is not None and structure.covers(first):
         inputs += _row_inputs(spec, structure)
-    if scored:
+    if SCORES[0] in scores:
         kinds = ((FLOAT, "kept"), (INDEX, "rows"), (FLOAT, "rows"))
         for name, (kind, axis) in zip(SCORER_INPUTS, kinds, strict=True):
             inputs.append(TensorSpec(name, kind, (axis,)))
-        outputs += [TensorSpec(name, FLOAT, ("kept",)) for name in SCORES]
-    if routing:
-        outputs.append(TensorSpec(ROUTER_SCORES, FLOAT, (leaving,)))
+    shapes = {ROUTER_SCORES: (leaving,), ROW_SCORES: ("rows", "kept")}
+    outputs += [TensorSpec(name, FLOAT, shapes.get(name, ("kept",))) for name in scores]
     return Signature(tuple(inputs), tuple(outputs))
 
 
@@ -163,10 +161,9 @@ def plan_signatures(plan: ExportPlan) -> dict[str, Signature]:
             dtype,
             first=segment.first,
             last=segment.last,
-            scored=segment.scored,
+            scores=segment.scores,
             merging=plan.merges_before(segment),
             routed=plan.routed(segment),
-            routing=segment.routing,
             structure=plan.structure,
         )
         for segment in plan.segments

@@ -83,10 +83,9 @@ class StageWriter:
             return composer.segment(
                 name,
                 *layers,
-                scored=segment.scored,
+                scores=segment.scores,
                 merging=merging,
                 routed=routed,
-                routing=segment.routing,
             )
 
         return self._write_stage(name, "segment", compose, layers=layers, pruning=pruning)

@@ -20,6 +20,8 @@ from atp_export.trace import Argument, Piece, trace
 from atp_models.architecture import TextSpec
 from atp_runtime.structure_rows import Blocks
 
+_SCORES = ["self", "cross", "rows"]
+
 FLOAT, INDEX = torch.float32, torch.int64
 KEY = "past + kept"
 
@@ -122,11 +124,14 @@ class StructuredPieces:
             Argument("text_weights", ("rows",), FLOAT),
         ]
         build = partial(AttentionScorer, self._dialect)
-        return self._trace(f"AttentionScorer_{kept}", build, arguments, ["self", "cross"])
+        return self._trace(f"AttentionScorer_{kept}", build, arguments, _SCORES)
 
     def _no_scores(self) -> Piece:
-        arguments = [Argument("visual_weights", ("kept",), FLOAT)]
-        return self._trace("NoScores", partial(NoScores), arguments, ["self", "cross"])
+        arguments = [
+            Argument("visual_weights", ("kept",), FLOAT),
+            Argument("text_weights", ("rows",), FLOAT),
+        ]
+        return self._trace("NoScores", partial(NoScores), arguments, _SCORES)
 
     def _cache(self, name: str, axis: str) -> Argument:
         shape = (1, axis, self._text.kv_heads, self._text.head_dim)

@@ -98,7 +98,8 @@ class StructuredSegment:
         """
         kept = self.kept(number)
         if kept == 0:  # its point's rule asks for none, see `make_plan`
-            return self._builder.call(self._pieces.no_scores(), [asked[0]], label="scorer")
+            weights = [asked[0], asked[2]]
+            return self._builder.call(self._pieces.no_scores(), weights, label="scorer")
         return self._builder.call(self._pieces.scorer(kept), [*seen, mask, *asked], label="scorer")
 
     def kept(self, number: int) -> int:

@@ -110,7 +110,9 @@ class TracedPieces:
             Argument("text_rows", ("rows",), INDEX),
             Argument("text_weights", ("rows",), FLOAT),
         ]
-        return self._trace(partial(AttentionScorer, self.dialect), arguments, ["self", "cross"])
+        return self._trace(
+            partial(AttentionScorer, self.dialect), arguments, ["self", "cross", "rows"]
+        )
 
     @cached_property
     def structured(self) -> StructuredPieces:

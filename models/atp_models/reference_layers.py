@@ -26,11 +26,13 @@ class Scores:
         cross: S_cross [kept]: mean over the rows that were asked of the attention weights; 0
             without any.
         asked: bool [kept], those rows.
+        rows: [rows, kept], the attention weights of each of them; of the first token without any.
     """
 
     own: Tensor
     cross: Tensor
     asked: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,14 +182,15 @@ def attention_scores(
         visual: bool [kept].
         asked: bool [kept], see `LayerRunner.run`.
     """
-    nothing = torch.zeros(visual.shape[0])
+    nothing, mean = torch.zeros(visual.shape[0]), weights[0].mean(0)
     if not bool(visual.any()):
-        return Scores(nothing, nothing, torch.zeros_like(visual))
+        return Scores(nothing, nothing, torch.zeros_like(visual), mean[:1])
     groups = query.shape[1] // key.shape[1]
     products = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3)
     own = (products / query.shape[3] ** 0.5)[0].mean(0)[visual].mean(0)
-    cross = weights[0].mean(0)[asked].mean(0) if bool(asked.any()) else nothing
-    return Scores(own, cross, asked)
+    if not bool(asked.any()):
+        return Scores(own, nothing, asked, mean[:1])
+    return Scores(own, mean[asked].mean(0), asked, mean[asked])
 
 
 def _causal_mask(positions: Tensor, past: int) -> Tensor:

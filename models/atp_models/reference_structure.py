@@ -143,7 +143,8 @@ def _scores(
 ) -> Scores:
     if not bool(kept.any()):
         nothing = torch.zeros(visual.shape[0])
-        return Scores(nothing, nothing, torch.zeros_like(visual))
+        rows = torch.zeros(max(1, int(asked.sum())), visual.shape[0])
+        return Scores(nothing, nothing, torch.zeros_like(visual), rows)
     group = query.shape[1] // key.shape[1]
     keys = key.repeat_interleave(group, 1)
     return attention_scores(query[:, kept], keys[:, kept], weights[:, kept], visual, asked)

@@ -83,7 +83,7 @@ class DecodeStep:
                 "position_ids": shared.array((1, 1), "int64"),
                 "past_length": shared.array((1,), "int64", (1 + segment.number) * ALIGNMENT),
             }
-            if segment.stage.scores == SCORES:
+            if SCORES[0] in segment.stage.scores:
                 inputs |= scorer
             if segment.stage.routed:
                 inputs |= routes

@@ -37,7 +37,7 @@ from atp_runtime.selection import (
     VisualTokens,
 )
 from atp_runtime.structure_tables import StructureTables
-from atp_runtime.tensor_names import MERGE_WEIGHTS, SCORES
+from atp_runtime.tensor_names import MERGE_WEIGHTS, ROW_SCORES, SCORES
 from atp_runtime.workspace import Scorer, Workspace
 
 
@@ -266,17 +266,21 @@ class SegmentedDecoder:
             else:
                 going = running
             scorer = self._asked(stage.pruning, visual, len(going), np.searchsorted(going, judges))
-            if stage.scores == SCORES:
+            if SCORES[0] in stage.scores:
                 inputs |= space.write_scorer(scorer)
             if segment.stage.tells_visual:
                 inputs |= self._structure.write(visual, len(going))
-            outputs = space.outputs(segment.number, stage, len(going))
+            outputs = space.outputs(segment.number, stage, len(going), len(scorer.text_rows))
             spared = int((visual.row >= 0).sum()) if stage.tells_visual else 0
             self._run_segment(segment, inputs, outputs, len(running), spared)
             flow, entry = outputs["hidden_states_out"], Entry.everything(len(going))
             if stage.pruning:
                 scores, returns = self._scores(stage, outputs), stage.pruning.returns
-                shown = replace(visual, hidden=partial(self._rows, flow, visual.index))
+                shown = replace(
+                    visual,
+                    hidden=partial(self._hidden, flow, visual.index),
+                    attention=partial(self._attention, outputs, visual.index),
+                )
                 selection = select(stage.pruning, *scores, scorer.has_text, shown)
                 entry = _survivors(stage.pruning, selection, visual, len(going))
                 layer, kept = stage.pruning.before_layer, going[entry.place]
@@ -342,10 +346,15 @@ class SegmentedDecoder:
         self, stage: Stage, outputs: dict[str, DeviceArray]
     ) -> tuple[FloatArray, FloatArray]:
         """Self and cross scores; a router's stand for both."""
-        found = self._download(*(outputs[name] for name in stage.scores))
+        found = self._download(*(outputs[name] for name in stage.scores if name != ROW_SCORES))
         return found[0], found[-1]
 
-    def _rows(self, hidden: DeviceArray, index: IndexArray) -> FloatArray:
+    def _attention(self, outputs: dict[str, DeviceArray], index: IndexArray) -> FloatArray:
+        (rows,) = self._download(outputs[ROW_SCORES])
+        chosen: FloatArray = rows[:, index]
+        return chosen
+
+    def _hidden(self, hidden: DeviceArray, index: IndexArray) -> FloatArray:
         (rows,) = self._download(hidden)
         chosen: FloatArray = rows[0, index]
         return chosen

@@ -31,6 +31,7 @@ from atp_runtime.tensor_names import (
     PLACES,
     ROUTE_WEIGHTS,
     ROUTER_SCORES,
+    ROW_SCORES,
     ROWS,
     SCORES,
 )
@@ -80,6 +81,7 @@ class PruningPoint:
         returns: The layer behind the point is routed: tokens that the rule does not choose skip it
             by the residual and come back behind it. The rule decides by `ROUTER_SCORES`, given to
             it as both scores, and the segment, which is that layer alone, takes `ROUTE_WEIGHTS`.
+        rows: Whether the rule looks at `ROW_SCORES`, too.
     """
 
     before_layer: int
@@ -89,10 +91,18 @@ class PruningPoint:
     queries: str = TEXT
     merges: bool = False
     returns: bool = False
+    rows: bool = False
 
     def __post_init__(self) -> None:
         if self.queries not in QUERIES:
             raise ValueError(f"queries {self.queries!r} is none of {', '.join(QUERIES)}")
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The outputs of the segment before it that the rule decides by."""
+        if self.returns:
+            return (ROUTER_SCORES,)
+        return (*SCORES, ROW_SCORES) if self.rows else SCORES
 
 
 @dataclass(frozen=True)
@@ -142,9 +152,7 @@ class Stage:
     @property
     def scores(self) -> tuple[str, ...]:
         """The outputs that the rule at its end decides by."""
-        if self.pruning is None:
-            return ()
-        return (ROUTER_SCORES,) if self.pruning.returns else SCORES
+        return self.pruning.scores if self.pruning else ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ from atp_runtime.atp import AtpWeights, load_pruning_weights
 from atp_runtime.errors import CheckFailedError, InputError
 from atp_runtime.manifest import Manifest, PruningPoint
 from atp_runtime.merges import Merges, Shares
-from atp_runtime.pruning_rules import ImageScores, KeepAll, Rule, Verdict, rule
+from atp_runtime.pruning_rules import KeepAll, rule
+from atp_runtime.rule import ImageScores, Rule, Verdict
 from atp_runtime.schema import from_json, to_json
 
 BoolArray = npt.NDArray[np.bool_]
@@ -44,6 +46,8 @@ class VisualTokens:
         column: int64 [n]: the column of its patch, -1 likewise.
         hidden: Downloads their hidden states, float32 [n, hidden], for rules that ask; None where a
             rule is asked about scores alone.
+        attention: Downloads what each asked token pays to each of them, float32 [rows, n], of a
+            point that has `rows`; likewise.
     """
 
     index: IndexArray
@@ -51,6 +55,7 @@ class VisualTokens:
     row: IndexArray
     column: IndexArray
     hidden: Callable[[], FloatArray] | None = None
+    attention: Callable[[], FloatArray] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -103,6 +108,10 @@ Limit = Callable[[int, int], int]
 be, which is `min_keep` of each image, or one."""
 
 
+_OfImage = Callable[[Any], Callable[[], FloatArray] | None]
+"""From an index of NumPy to what gives that part of an array."""
+
+
 def check_parameters(point: PruningPoint) -> Rule:
     """The point's rule with its parameters.
 
@@ -131,7 +140,7 @@ class PointSelector:
 
     Raises:
         InputError: See `check_parameters`; or the rule's weights are not there, or it merges tokens
-            and the point does not say so.
+            or looks at rows of attention and the point does not say so.
     """
 
     def __init__(self, point: PruningPoint, weights: Mapping[str, AtpWeights]) -> None:
@@ -143,6 +152,12 @@ class PointSelector:
                 f"{self._name}: the rule {point.rule!r} merges tokens",
                 why="the graph behind the point was not exported for that.",
                 fix="export the bundle again, with a policy whose point says that it merges.",
+            )
+        if self._rule.reads_rows and not point.rows:
+            raise InputError(
+                f"{self._name}: the rule {point.rule!r} looks at each row of attention",
+                why="the graph before the point was not exported to give them.",
+                fix="export the bundle again, with a policy whose point says that it has rows.",
             )
 
     @property
@@ -174,11 +189,18 @@ class PointSelector:
         own = self._finite("scores.self", scores_self[visual.index])
         cross = self._finite("scores.cross", scores_cross[visual.index])
         images = _by_image(visual.image)
-        hidden = self._hidden(visual)
+        hidden = self._downloaded("hidden states", visual.hidden)
+        attention = self._downloaded("attention rows", visual.attention)
         verdicts = [
             self._decide(
                 ImageScores(
-                    own[at], cross[at], has_text, visual.row[at], visual.column[at], hidden(at)
+                    own[at],
+                    cross[at],
+                    has_text,
+                    visual.row[at],
+                    visual.column[at],
+                    hidden(at),
+                    attention((slice(None), at)),
                 )
             )
             for at in images.values()
@@ -207,15 +229,12 @@ class PointSelector:
             kept[merges.place] = True
         return Selection(kept, "; ".join(notes) or None, diagnostics, merges)
 
-    def _hidden(
-        self, visual: VisualTokens
-    ) -> Callable[[IndexArray | slice], Callable[[], FloatArray] | None]:
-        """Gives the hidden states of some of the visual tokens, all downloaded at once."""
-        if visual.hidden is None:
-            return lambda _at: None
-        download = visual.hidden
-        every = cache(lambda: self._finite("hidden states", download()))
-        return lambda at: lambda: every()[at]
+    def _downloaded(self, name: str, download: Callable[[], FloatArray] | None) -> _OfImage:
+        """Gives an image's part of what is downloaded for all, at once and if it is asked for."""
+        if download is None:
+            return lambda _part: None
+        every = cache(lambda: self._finite(name, download()))
+        return lambda part: lambda: every()[part]
 
     def _finite(self, name: str, scores: FloatArray) -> FloatArray:
         bad = np.count_nonzero(~np.isfinite(scores))

@@ -5,6 +5,10 @@ from __future__ import annotations
 SCORES = ("scores.self", "scores.cross")
 """What a segment before a pruning point gives for each token."""
 
+ROW_SCORES = "scores.rows"
+"""What it gives besides before a point that has `rows`: float32 [rows, kept], the attention that
+each of the asked tokens pays to each token, heads averaged."""
+
 ROWS = ("other_rows", "row_slots")
 """What a segment is told where visual tokens are spared work, see `StructureRows`."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from atp_runtime.backends.base import Backend, DeviceArray, item_size
 from atp_runtime.manifest import Stage
 from atp_runtime.selection import FloatArray, IndexArray, VisualTokens
-from atp_runtime.tensor_names import ROUTE_WEIGHTS, ROUTER_SCORES, SCORES
+from atp_runtime.tensor_names import ROUTE_WEIGHTS, ROUTER_SCORES, ROW_SCORES, SCORES
 
 _INDICES = ("keep_indices", "position_ids", "past_length", "text_rows")
 _FLOATS = ("visual_weights", "text_weights", ROUTE_WEIGHTS, ROUTER_SCORES, *SCORES)
@@ -127,17 +127,24 @@ class Workspace:
         """Writes what a routed layer takes; returns it by the name of the input."""
         return {ROUTE_WEIGHTS: self._write_floats(ROUTE_WEIGHTS, weights)}
 
-    def outputs(self, number: int, stage: Stage, tokens: int) -> dict[str, DeviceArray]:
+    def outputs(
+        self, number: int, stage: Stage, tokens: int, rows: int = 1
+    ) -> dict[str, DeviceArray]:
         """Where a segment writes, except for its caches, by the names of the outputs.
 
         Args:
             number: The segment's.
             stage: The segment.
             tokens: That leave it: those that entered it, and those that skipped it.
+            rows: Tokens that its scorer asks.
         """
         outputs = {"hidden_states_out": self.hidden_states(number + 1, tokens)}
         for name in stage.scores:
-            outputs[name] = self._floats[name].array((tokens,), "float32")
+            if name == ROW_SCORES:
+                room = self._backend.allocate_shared(rows * tokens * item_size("float32"))
+                outputs[name] = room.array((rows, tokens), "float32")
+            else:
+                outputs[name] = self._floats[name].array((tokens,), "float32")
         return outputs
 
     def _write_indices(self, name: str, values: IndexArray) -> DeviceArray:

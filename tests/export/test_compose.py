@@ -21,6 +21,7 @@ from atp_models.checkpoint import Checkpoint
 from atp_models.random_checkpoint import write_random_checkpoint
 from atp_models.random_configs import tiny_config
 from atp_runtime.manifest import TensorSpec
+from atp_runtime.tensor_names import SCORES
 
 Composers = Callable[[str, str], StageComposer]
 
@@ -47,9 +48,9 @@ def stages(composer: Composers, kind: tuple[str, str], spec: ModelSpec) -> dict[
     made = composer(*kind)
     return {
         "vision": made.vision(),
-        "scored": made.segment("scored", 0, 2, scored=True),
-        "plain": made.segment("plain", 2, 3, scored=False),
-        "merging": made.segment("merging", 3, 4, scored=False, merging=True),
+        "scored": made.segment("scored", 0, 2, scores=SCORES),
+        "plain": made.segment("plain", 2, 3),
+        "merging": made.segment("merging", 3, 4, merging=True),
         "head": made.head(HeadPlan("head", 0, spec.text.vocabulary)),
     }
 
@@ -95,9 +96,9 @@ def test_inputs_and_outputs_are_those_of_the_contract(
     dtype = {"fp32": "float32", "fp16": "float16"}[kind[1]]
     contract = {
         "vision": vision_signature(spec, dtype),
-        "scored": segment_signature(spec, dtype, first=0, last=2, scored=True),
-        "plain": segment_signature(spec, dtype, first=2, last=3, scored=False),
-        "merging": segment_signature(spec, dtype, first=3, last=4, scored=False, merging=True),
+        "scored": segment_signature(spec, dtype, first=0, last=2, scores=SCORES),
+        "plain": segment_signature(spec, dtype, first=2, last=3),
+        "merging": segment_signature(spec, dtype, first=3, last=4, merging=True),
         "head": head_signature(spec, dtype, spec.text.vocabulary),
     }
     for name, graph in stages.items():
@@ -136,7 +137,7 @@ def test_layers_have_no_shape_arithmetic(stages: dict[str, StageGraph]) -> None:
 
 def test_a_segment_grows_by_whole_layers_only(composer: Composers) -> None:
     made = composer("portable", "fp32")
-    sizes = [len(made.segment("s", 0, last, scored=False).model.graph) for last in (1, 2, 3, 4)]
+    sizes = [len(made.segment("s", 0, last).model.graph) for last in (1, 2, 3, 4)]
     assert sizes[1] - sizes[0] == sizes[2] - sizes[1] == sizes[3] - sizes[2]
 
 
@@ -191,7 +192,7 @@ def test_every_weight_is_a_tensor_of_the_checkpoint_in_its_shape(
 def test_all_tensors_of_the_decoder_are_used(composer: Composers, spec: ModelSpec) -> None:
     made = composer("portable", "fp32")
     graphs = (
-        made.segment("all", 0, spec.text.layers, scored=True),
+        made.segment("all", 0, spec.text.layers, scores=SCORES),
         made.head(HeadPlan("head", 0, spec.text.vocabulary)),
     )
     used = {weight.source for graph in graphs for weight in graph.weights}
@@ -235,7 +236,7 @@ def test_a_tied_head_reads_the_embedding(tmp_path: Path) -> None:
 def test_composing_again_gives_the_same_bytes(composer: Composers) -> None:
     made = composer("portable", "fp32")
     first, second = (
-        ir.serde.serialize_model(made.segment("s", 0, 2, scored=True).model).SerializeToString()
+        ir.serde.serialize_model(made.segment("s", 0, 2, scores=SCORES).model).SerializeToString()
         for _ in range(2)
     )
     assert first == second

@@ -174,6 +174,7 @@ def test_hidden_states_that_are_not_numbers_are_refused() -> None:
         ("illava", "--dialect", "both"),
         ("illava", "--precision", "fp16", "--set", "layer=2"),
         ("sparsevlm", "--set", "keep=9,3", "--set", "layers=1,3"),
+        ("sparsevlm", "--set", "redundant=0.5", "--set", "layers=1,3"),
         ("visionzip+illava", "--set", "visionzip.keep=8", "--set", "visionzip.contextual=3"),
     ],
     ids=" ".join,

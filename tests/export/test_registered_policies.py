@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from atp_export.policies import Policy
 from atp_runtime.manifest import PruningPoint
-from atp_runtime.pruning_rules import FixedRule, Verdict
+from atp_runtime.rule import FixedRule, Verdict
 
 @dataclass(frozen=True)
 class Halve(Policy):

@@ -13,6 +13,7 @@ from atp_export.signatures import (
 from atp_models.architecture import ModelSpec
 from atp_models.pruning_config import PruningConfig
 from atp_runtime.manifest import TensorSpec
+from atp_runtime.tensor_names import SCORES
 
 # tiny_config(kv_heads=2): hidden 64, 2 key/value heads of 16, 32 pixels, 16 tokens, vocabulary 512
 
@@ -30,7 +31,7 @@ def test_the_head_gives_float32_logits_of_one_position(spec: ModelSpec) -> None:
 
 
 def test_a_segment_takes_pasts_and_gives_new_keys_and_values_only(spec: ModelSpec) -> None:
-    signature = segment_signature(spec, "float16", first=2, last=4, scored=False)
+    signature = segment_signature(spec, "float16", first=2, last=4)
     past, kept = (1, "past", 2, 16), (1, "kept", 2, 16)
     assert signature.inputs == (
         TensorSpec("hidden_states", "float16", (1, "tokens", 64)),
@@ -52,8 +53,8 @@ def test_a_segment_takes_pasts_and_gives_new_keys_and_values_only(spec: ModelSpe
 
 
 def test_a_scored_segment_takes_weights_and_gives_two_float32_vectors(spec: ModelSpec) -> None:
-    plain = segment_signature(spec, "float16", first=0, last=1, scored=False)
-    scored = segment_signature(spec, "float16", first=0, last=1, scored=True)
+    plain = segment_signature(spec, "float16", first=0, last=1)
+    scored = segment_signature(spec, "float16", first=0, last=1, scores=SCORES)
     assert scored.inputs[len(plain.inputs) :] == (
         TensorSpec("visual_weights", "float32", ("kept",)),
         TensorSpec("text_rows", "int64", ("rows",)),

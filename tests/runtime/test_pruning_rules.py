@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from atp_runtime.errors import InputError
-from atp_runtime.pruning_rules import RULES, ImageScores, KeepAll, KeepNone, TopK, Verdict, rule
+from atp_runtime.pruning_rules import RULES, KeepAll, KeepNone, rule
+from atp_runtime.rule import ImageScores, Verdict
+from atp_runtime.top_k_rules import TopK
 
 
 def image(own: list[float], cross: list[float], *, has_text: bool = True) -> ImageScores:

@@ -42,7 +42,7 @@ def mean_kept(point: PruningPoint, weights: Weights, scores: Sequence[PointScore
 
 def is_fittable(points: Sequence[PruningPoint]) -> bool:
     """Whether each of the points has a number to turn."""
-    return all(point.rule in _TURNED for point in points)
+    return all(point.rule in _TURNED and not point.rows for point in points)
 
 
 def check_fittable(point: PruningPoint) -> None:

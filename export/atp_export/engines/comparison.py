@@ -26,7 +26,7 @@ from atp_runtime.engine_set import DECODE, Target
 from atp_runtime.errors import CheckFailedError, InputError
 from atp_runtime.manifest import Stage
 from atp_runtime.schema import from_json, to_json
-from atp_runtime.tensor_names import ROUTER_SCORES, SCORES, TOWER_KEPT
+from atp_runtime.tensor_names import ROUTER_SCORES, ROW_SCORES, SCORES, TOWER_KEPT
 from atp_runtime.tower_merging import TowerMerge
 from atp_runtime.vision_stages import read_vision_rule
 
@@ -165,7 +165,7 @@ def _read(call: Moment, outputs: dict[str, Array]) -> dict[str, Array]:
 
     Scores of one token are few numbers, which rounding may leave with any sign.
     """
-    unread = (*SCORES, ROUTER_SCORES) if call.name == DECODE else ()
+    unread = (*SCORES, ROW_SCORES, ROUTER_SCORES) if call.name == DECODE else ()
     return {name: array for name, array in outputs.items() if name not in unread}
 
 

@@ -195,9 +195,9 @@ class DecoderLayer(LayerParts):
 class AttentionScorer(nn.Module):
     """What a pruning point reads from the attention of the layer before it.
 
-    Two floats per token and never a [heads, kept, key] tensor: the mean over visual queries of
-    pre-softmax scores is one product of the mean query with the keys, and the post-softmax rows
-    are computed for the text rows only (reconstructed, see docs/pruning.md).
+    Never a [heads, kept, key] tensor: the mean over visual queries of pre-softmax scores is one
+    product of the mean query with the keys, and the post-softmax rows are computed for the text
+    rows only (reconstructed, see docs/pruning.md).
     """
 
     def __init__(self, dialect: Dialect) -> None:
@@ -213,7 +213,7 @@ class AttentionScorer(nn.Module):
         visual_weights: Tensor,
         text_rows: Tensor,
         text_weights: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Scores the new positions.
 
         Args:
@@ -227,7 +227,8 @@ class AttentionScorer(nn.Module):
 
         Returns:
             Pre-softmax attention received from the mean visual query and post-softmax attention
-            received from the text rows, heads averaged, both [kept] in float32.
+            received from the text rows, heads averaged, both [kept] in float32; and the latter
+            row by row, [rows, kept].
         """
         query, key, keys = query.float(), key.float(), keys.float()
         heads, kept = query.shape[2], query.shape[1]
@@ -236,9 +237,9 @@ class AttentionScorer(nn.Module):
 
         scores = grouped_scores(query.index_select(1, text_rows), keys)
         scores = self.dialect.apply_mask(scores, mask.index_select(0, text_rows))
-        attention = scores.softmax(-1).mean((1, 2))
-        from_text = (text_weights @ attention).flatten()
-        return from_visual, from_text[from_text.shape[0] - kept :]
+        attention = scores.softmax(-1).mean((1, 2))[0]
+        from_rows = attention[:, attention.shape[1] - kept :]
+        return from_visual, text_weights @ from_rows, from_rows
 
 
 class Head(nn.Module):

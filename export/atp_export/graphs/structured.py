@@ -327,6 +327,9 @@ class StructuredLayer(nn.Module):
 class NoScores(nn.Module):
     """Stands for a scorer behind a layer that keeps no heads, before a point that asks for none."""
 
-    def forward(self, visual_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Zeros [kept] like `visual_weights`, twice."""
-        return visual_weights * 0, visual_weights * 0
+    def forward(
+        self, visual_weights: Tensor, text_weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Zeros [kept] twice, and [rows, kept], from the weights of both."""
+        rows = text_weights.unsqueeze(1) * visual_weights.unsqueeze(0)
+        return visual_weights * 0, visual_weights * 0, rows * 0

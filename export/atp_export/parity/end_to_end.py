@@ -139,7 +139,7 @@ def _pruned(step: PrunedStep, scored: Mapping[int, Stage]) -> dict[str, Array]:
     for number, layer in enumerate(step.layers):
         found |= _present(number, layer.key, layer.value)
         if number + 1 in scored:
-            for name, value in score_arrays(layer).items():
+            for name, value in score_arrays(layer, scored[number + 1].scores).items():
                 found[_score_name(number + 1, name)] = value
     return found
 

@@ -117,7 +117,7 @@ def single_layer(path: Path, stage: Stage, layer: int) -> ir.Model:
     else:
         outputs.append(_query(graph, stage, layer))
     if ends:
-        inputs += [names[name] for name in SCORER_INPUTS if stage.scores == SCORES]
+        inputs += [names[name] for name in SCORER_INPUTS if SCORES[0] in stage.scores]
         outputs += [names[name] for name in stage.scores]
     part = ir.convenience.extract(graph, inputs, outputs)
     return ir.Model(part, ir_version=model.ir_version)

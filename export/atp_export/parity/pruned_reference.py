@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from atp_models.reference_layers import LayerStep, Survivors, Tokens
 from atp_runtime.chunk import Chunk
 from atp_runtime.manifest import Manifest
 from atp_runtime.segment_entry import Entry
-from atp_runtime.tensor_names import MERGE_WEIGHTS, ROUTE_WEIGHTS, ROUTER_SCORES, SCORES
+from atp_runtime.tensor_names import MERGE_WEIGHTS, ROUTE_WEIGHTS, ROUTER_SCORES, ROW_SCORES, SCORES
 
 Keep = Mapping[int, Survivors]
 
@@ -87,12 +87,18 @@ def route_inputs(entering: Tokens, scores: torch.Tensor, survivors: Survivors) -
     return {ROUTE_WEIGHTS: weights.numpy()}
 
 
-def score_arrays(layer: LayerStep) -> dict[str, Array]:
-    """Scores that were computed behind a layer, by the names of a graph's outputs."""
+def score_arrays(layer: LayerStep, names: Collection[str]) -> dict[str, Array]:
+    """Scores that were computed behind a layer.
+
+    Args:
+        layer: With those that the reference has there.
+        names: A graph's outputs that are wanted, if they are among them.
+    """
     found: dict[str, Array] = {}
     if layer.scores is not None:
-        own, cross = layer.scores.own.numpy(), layer.scores.cross.numpy()
-        found |= dict(zip(SCORES, (own, cross), strict=True))
+        scores = layer.scores.own, layer.scores.cross, layer.scores.rows
+        every = zip((*SCORES, ROW_SCORES), scores, strict=True)
+        found |= {name: it.numpy() for name, it in every}
     if layer.router is not None:
         found[ROUTER_SCORES] = layer.router.numpy()
-    return found
+    return {name: found[name] for name in names if name in found}

@@ -304,7 +304,7 @@ def layer_outputs(stage: Stage, layer: int, step: LayerStep) -> dict[str, Array]
     if not stage.tells_visual:  # there, no row has them all
         found[query_name(layer)] = step.query.numpy()
     if bool(step.tokens.visual.any()):
-        found |= score_arrays(step)
+        found |= score_arrays(step, stage.scores)
     return found
 
 

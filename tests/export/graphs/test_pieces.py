@@ -19,6 +19,7 @@ from atp_export.compose import StageComposer
 from atp_export.plan import HeadPlan
 from atp_export.stage_graph import StageGraph
 from atp_models.architecture import ModelSpec
+from atp_runtime.tensor_names import SCORES
 
 Composers = Callable[[str, str], StageComposer]
 Weights = dict[str, Tensor]
@@ -80,7 +81,7 @@ class Runner:
 @pytest.fixture(scope="module")
 def weights(composer: Composers) -> Weights:
     """For a scored segment of the layers FIRST to LAST - 1."""
-    graph = composer("portable", "fp32").segment("segment", FIRST, LAST, scored=True)
+    graph = composer("portable", "fp32").segment("segment", FIRST, LAST, scores=SCORES)
     return random_weights(graph, seed=1)
 
 
@@ -91,7 +92,7 @@ def segment(composer: Composers, weights: Weights) -> Callable[[str, str], Runne
     def get(dialect: str, precision: str) -> Runner:
         key = (dialect, precision)
         if key not in runners:
-            graph = composer(*key).segment("segment", FIRST, LAST, scored=True)
+            graph = composer(*key).segment("segment", FIRST, LAST, scores=SCORES)
             runners[key] = Runner(graph, weights)
         return runners[key]
 

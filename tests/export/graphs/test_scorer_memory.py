@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 
 from atp_export.compose import StageComposer
+from atp_runtime.tensor_names import SCORES
 
 Composers = Callable[[str, str], StageComposer]
 # Nothing else of a tiny model is as large as its numbers of positions.
@@ -20,7 +21,7 @@ LONG = 300
 
 def large_tensors(composer: StageComposer, *, scored: bool) -> set[tuple[int, ...]]:
     """Shapes of all that a segment computes with positions along two axes, and heads."""
-    graph = composer.segment("segment", 1, 2, scored=scored)
+    graph = composer.segment("segment", 1, 2, scores=SCORES if scored else ())
     model = ir.serde.serialize_model(graph.model)
     given = {it.name for it in model.graph.output}
     model.graph.output.extend(
