@@ -65,7 +65,8 @@ def _read(bundle: Path) -> None:
                 pass
 
 
-def _answer(bundle: Path, *, photo: bool, packed: bool) -> None:
+def _answer(bundle: Path, *, photo: bool, packed: bool) -> object:
+    """Returns the session, loaded."""
     from PIL import Image  # noqa: PLC0415 - all of it is part of what is measured
 
     from atp_runtime.generation import GenerationOptions  # noqa: PLC0415
@@ -74,20 +75,21 @@ def _answer(bundle: Path, *, photo: bool, packed: bool) -> None:
     images = [Image.effect_noise((336, 336), 80).convert("RGB")] if photo else []
     session = Session.open(bundle, threads=os.cpu_count(), packed=packed)
     session.ask("What is this?", images, GenerationOptions(max_new_tokens=1))
+    return session
 
 
 def _main() -> None:
-    began = perf_counter()
+    began, session = perf_counter(), None
     what, bundle = sys.argv[1], Path(sys.argv[2])
     if what == "read":
         _read(bundle)
     else:
-        _answer(bundle, photo=what == "photo", packed=sys.argv[3] == "packed")
+        session = _answer(bundle, photo=what == "photo", packed=sys.argv[3] == "packed")
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     memory = {line[0]: int(line[1]) << 10 for line in lines if line[-1] == "kB"}
     load = Load(perf_counter() - began, process_time(), memory["VmHWM:"], memory["RssAnon:"])
     print(json.dumps(vars(load)), flush=True)
-    os._exit(0)  # unloading is not part of it
+    del session  # kept up to here: unloading is not part of it
 
 
 if __name__ == "__main__":

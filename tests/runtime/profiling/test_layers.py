@@ -17,6 +17,7 @@ from atp_runtime.backends import cuda_device, tensorrt_engine
 from atp_runtime.backends.engine_library import LayerTime
 from atp_runtime.backends.layer_log import EngineLayers
 from atp_runtime.cli.profile import main as atp_profile
+from atp_runtime.profiling import measure
 from atp_runtime.profiling.layer_files import is_detailed, layer_files, layer_times
 from atp_runtime.profiling.layers import ANSWERS
 from atp_runtime.profiling.profile_file import read_profile
@@ -39,6 +40,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU and TensorRT, both on host memory."""
     monkeypatch.setattr(cuda_device.CudaDevice, "open", HostDevice)
     monkeypatch.setattr(tensorrt_engine, "open_tensorrt", HostLibrary)
+    monkeypatch.setattr(measure, "measure_ceiling", lambda _threads: None)
 
 
 def profile(bundle: Path, photo: Path, out: Path, *words: str) -> int:
