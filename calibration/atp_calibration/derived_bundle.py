@@ -24,12 +24,7 @@ from atp_runtime.directory_lock import holds
 from atp_runtime.errors import InputError
 from atp_runtime.evaluation.data_file import sha256
 from atp_runtime.evaluation.json_files import read_declared, write_declared, write_whole
-from atp_runtime.manifest import (
-    MANIFEST_NAME,
-    Derivation,
-    FileRecord,
-    dump_manifest,
-)
+from atp_runtime.manifest import MANIFEST_NAME, Derivation, FileRecord, dump_manifest
 from atp_runtime.schema import to_json
 
 STATE_NAME = "derive-state.json"

@@ -11,7 +11,8 @@ from atp_export.signatures import plan_signatures
 from atp_export.structure_flops import structure_flops
 from atp_export.tables import layer_range, megabytes, pruning, table
 from atp_export.tensor_table import axis_table, tensor_table
-from atp_runtime.manifest import PruningPoint, VisionPruning
+from atp_runtime.manifest import VisionPruning
+from atp_runtime.pruning_point import PruningPoint
 
 
 def print_plan(plan: ExportPlan, footprint: Footprint, console: Console) -> None:

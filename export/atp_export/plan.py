@@ -19,7 +19,8 @@ from atp_models.architecture import ModelSpec, TextSpec
 from atp_models.pruning_config import check_layers
 from atp_models.structure import check_structure
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import AxisRange, PruningPoint
+from atp_runtime.manifest import AxisRange
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.structure import FAST, Structure
 from atp_runtime.structure_rows import Blocks
 

@@ -20,7 +20,7 @@ from atp_models.pruning_config import PruningConfig, default_layers
 from atp_models.structure import make_structure
 from atp_runtime import registered
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import LAST, QUERIES, RATERS, TEXT, PruningPoint
+from atp_runtime.pruning_point import LAST, QUERIES, RATERS, TEXT, PruningPoint
 from atp_runtime.schema import from_json
 from atp_runtime.structure import FAST, Structure
 from atp_runtime.top_k_rules import SCORES
@@ -134,7 +134,7 @@ class TopK(Policy):
         keep: How many stay at each point; None keeps half of those that are left.
         layers: Where; None is where ATP-LLaVA prunes.
         score: One of `SCORES`, see `atp_runtime.top_k_rules.TopK`.
-        queries: Whose attention "cross" is, see `atp_runtime.manifest.PruningPoint`.
+        queries: Whose attention "cross" is, see `atp_runtime.pruning_point.PruningPoint`.
     """
 
     keep: tuple[int, ...] | None = None

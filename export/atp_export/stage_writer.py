@@ -38,7 +38,8 @@ from atp_export.weights import (
 )
 from atp_export.workspace import FinishedStep, Workspace, record_file
 from atp_models.text_spec import EMBEDDING
-from atp_runtime.manifest import FileRecord, PruningPoint, Stage
+from atp_runtime.manifest import FileRecord, Stage
+from atp_runtime.pruning_point import PruningPoint
 
 
 @dataclass

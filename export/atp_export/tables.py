@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from atp_runtime.manifest import PruningPoint, VisionPruning
+from atp_runtime.manifest import VisionPruning
+from atp_runtime.pruning_point import PruningPoint
 
 
 def table(

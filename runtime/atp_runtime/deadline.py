@@ -17,7 +17,8 @@ import numpy as np
 
 from atp_runtime.errors import InputError
 from atp_runtime.latency.model import Entering, Latency, segments_seconds
-from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.manifest import Manifest
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import (
     FloatArray,
     Selection,

@@ -26,7 +26,8 @@ from atp_runtime.decoder_parts import Segment, heads_side_by_side
 from atp_runtime.decoder_results import DecoderState, PointResult, PrefillResult, StageCall
 from atp_runtime.errors import InputError
 from atp_runtime.kv_cache import SegmentCache
-from atp_runtime.manifest import LAST, RATERS, PruningPoint, Stage
+from atp_runtime.manifest import Stage
+from atp_runtime.pruning_point import LAST, RATERS, PruningPoint
 from atp_runtime.raters import raters
 from atp_runtime.segment_entry import Entry, MergeTable, route_weights
 from atp_runtime.selection import (

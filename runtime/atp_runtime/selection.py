@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from atp_runtime.atp import AtpWeights, load_pruning_weights
 from atp_runtime.errors import CheckFailedError, InputError
-from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.manifest import Manifest
 from atp_runtime.merges import Merges, Shares
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.pruning_rules import KeepAll, rule
 from atp_runtime.rule import ImageScores, Rule, Verdict
 from atp_runtime.schema import from_json, to_json

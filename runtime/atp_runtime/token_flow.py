@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from atp_runtime.manifest import PruningPoint, Stage
+from atp_runtime.manifest import Stage
+from atp_runtime.pruning_point import PruningPoint
 
 Count = TypeVar("Count", int, float)
 

@@ -16,7 +16,7 @@ from atp_runtime.chunk import Chunk
 from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.decoder_results import PrefillResult
 from atp_runtime.image_tokens import Places
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 
 TEXT_TOKENS = 64
 THREADS = torch.get_num_threads()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import PointSelector, Selection, SelectTokens
 
 

@@ -14,7 +14,7 @@ import pytest
 from atp_export.cli import main as atp_export
 from atp_export.policies import make_policy
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.segment_entry import Entry
 from atp_runtime.selection import PointSelector, VisualTokens
 

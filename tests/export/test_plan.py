@@ -14,7 +14,7 @@ from atp_export.policies import atp_points
 from atp_models.architecture import ModelSpec
 from atp_models.pruning_config import PruningConfig
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 
 # 4 decoder layers, 2048 positions, 16 visual tokens.
 

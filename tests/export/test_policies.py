@@ -16,7 +16,7 @@ from atp_export.cli import main as atp_export
 from atp_export.job import ExportJob
 from atp_export.policies import POLICIES, Policy, make_policy, read_settings
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.raters import raters
 from atp_runtime.selection import PointSelector, VisualTokens
 

@@ -9,7 +9,7 @@ import pytest
 
 from atp_export.policies import make_policy
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import PointSelector, VisualTokens
 
 FEW = np.finfo(np.float32).eps

@@ -20,7 +20,7 @@ CODE = """
 from dataclasses import dataclass
 import numpy as np
 from atp_export.policies import Policy
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.rule import FixedRule, Verdict
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from atp_export.plan import make_plan
 from atp_export.policies import make_policy
 from atp_models.architecture import ModelSpec
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint, read_manifest
+from atp_runtime.manifest import read_manifest
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.segment_entry import Entry, route_weights
 from atp_runtime.selection import PointSelector, VisualTokens
 from atp_runtime.structure import Structure

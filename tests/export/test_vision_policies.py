@@ -30,7 +30,8 @@ from atp_models.random_checkpoint import write_random_checkpoint
 from atp_models.random_configs import tiny_config
 from atp_runtime.errors import InputError
 from atp_runtime.generation import GenerationOptions
-from atp_runtime.manifest import PruningPoint, VisionPruning, read_manifest
+from atp_runtime.manifest import VisionPruning, read_manifest
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.pruning_view import point_views
 from atp_runtime.session import Session
 

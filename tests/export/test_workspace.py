@@ -20,7 +20,8 @@ from atp_export.workspace import (
     write_atomically,
 )
 from atp_runtime.errors import InputError, MachineError
-from atp_runtime.manifest import FileRecord, PruningPoint, Stage, TensorSpec
+from atp_runtime.manifest import FileRecord, Stage, TensorSpec
+from atp_runtime.pruning_point import PruningPoint
 
 STAGE = Stage(
     name="segment_0",

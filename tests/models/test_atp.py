@@ -19,7 +19,7 @@ from atp_models.atp import FILE_NAME, AtpModule, AtpModules, normalise, score_fe
 from atp_models.pruning_config import PruningConfig
 from atp_runtime.atp import AtpWeights, load_pruning_weights
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import Selectors, VisualTokens
 
 CONFIG = PruningConfig(layers=(4, 14, 24))

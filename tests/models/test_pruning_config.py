@@ -21,7 +21,7 @@ from atp_models.pruning_config import (
 )
 from atp_runtime.atp import REDUNDANCIES
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.pruning_rules import Atp
 from atp_runtime.selection import check_parameters
 

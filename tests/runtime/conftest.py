@@ -26,13 +26,13 @@ from atp_runtime.manifest import (
     FileRecord,
     Manifest,
     Provenance,
-    PruningPoint,
     Stage,
     TensorSpec,
     TextModel,
     VisionModel,
     dump_manifest,
 )
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.tensor_names import cache_names
 
 KV_HEADS, HEAD_DIM, VOCABULARY, MAX_POSITIONS = 2, 4, 11, 96

@@ -14,7 +14,7 @@ from atp_runtime.context import CAPACITY_STEP, Context, ImageFeatures
 from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import Selection, Selectors, VisualTokens
 from atp_runtime.vision import VisionEncoder
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from atp_runtime.deadline import DeadlineSelectors
 from atp_runtime.errors import InputError
 from atp_runtime.latency.model import Latency
-from atp_runtime.manifest import Manifest, PruningPoint, read_manifest
+from atp_runtime.manifest import Manifest, read_manifest
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import Selection, Selectors, VisualTokens
 
 TEXT, VISUAL = 5, 60

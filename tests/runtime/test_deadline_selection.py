@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from atp_runtime.atp import FEATURES, HIDDEN, AtpWeights
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import PointSelector, Selection, VisualTokens
 
 SIDE = 8

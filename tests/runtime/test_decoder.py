@@ -27,7 +27,8 @@ from atp_runtime.chunk import Chunk
 from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.decoder_results import DecoderState, PrefillResult
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import Manifest, PruningPoint, read_manifest
+from atp_runtime.manifest import Manifest, read_manifest
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import Selection, VisualTokens
 from atp_runtime.workspace import Scorer
 

@@ -11,14 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import (
-    AxisRange,
-    FileRecord,
-    Manifest,
-    PruningPoint,
-    dump_manifest,
-    read_manifest,
-)
+from atp_runtime.manifest import AxisRange, FileRecord, Manifest, dump_manifest, read_manifest
+from atp_runtime.pruning_point import PruningPoint
 
 Change = Callable[[dict[str, Any]], None]
 

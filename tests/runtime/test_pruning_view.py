@@ -9,8 +9,9 @@ from atp_runtime.chunk import Chunk
 from atp_runtime.decoder_results import PointResult
 from atp_runtime.generation import GenerationOptions
 from atp_runtime.image_tokens import Places
-from atp_runtime.manifest import PruningPoint, VisionModel
+from atp_runtime.manifest import VisionModel
 from atp_runtime.merges import Merges
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.pruning_view import draw_answer, point_views, pruned_images
 from atp_runtime.selection import Selection, VisualTokens
 from atp_runtime.session import Session

@@ -16,15 +16,8 @@ from safetensors.numpy import save_file
 
 from atp_runtime.atp import AtpWeights
 from atp_runtime.errors import CheckFailedError, InputError
-from atp_runtime.manifest import (
-    Embedding,
-    Manifest,
-    Provenance,
-    PruningPoint,
-    Stage,
-    TextModel,
-    VisionModel,
-)
+from atp_runtime.manifest import Embedding, Manifest, Provenance, Stage, TextModel, VisionModel
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import (
     PointSelector,
     Selection,

@@ -15,8 +15,9 @@ from atp_runtime.conversation import Conversation
 from atp_runtime.errors import CheckFailedError, InputError, MachineError
 from atp_runtime.generation import GeneratedText, GenerationOptions, generate
 from atp_runtime.jinja_sandbox import CompiledTemplate
-from atp_runtime.manifest import PruningPoint, dump_manifest, read_manifest
+from atp_runtime.manifest import dump_manifest, read_manifest
 from atp_runtime.prompt import PromptWriter
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.sampling import SamplingOptions
 from atp_runtime.selection import Selection, VisualTokens
 from atp_runtime.session import Session

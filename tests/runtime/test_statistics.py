@@ -19,12 +19,12 @@ from atp_runtime.manifest import (
     Embedding,
     Manifest,
     Provenance,
-    PruningPoint,
     Stage,
     TextModel,
     VisionModel,
     read_manifest,
 )
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import Selection
 from atp_runtime.statistics import (
     TurnTimes,

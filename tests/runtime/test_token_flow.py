@@ -7,7 +7,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atp_runtime.manifest import PruningPoint, Stage, TensorSpec
+from atp_runtime.manifest import Stage, TensorSpec
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.tensor_names import ROUTE_WEIGHTS
 from atp_runtime.token_flow import tokens_entering
 

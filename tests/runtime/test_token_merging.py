@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from atp_runtime.density_peaks import density_peaks
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint
 from atp_runtime.merges import Merges
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.segment_entry import Entry
 from atp_runtime.selection import PointSelector, Selection, VisualTokens
 

@@ -3,7 +3,8 @@ import pytest
 
 from atp_runtime.backends import Backend, open_backend
 from atp_runtime.chunk import Chunk
-from atp_runtime.manifest import PruningPoint, Stage
+from atp_runtime.manifest import Stage
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.workspace import Scorer, Workspace
 
 TEXT = -1

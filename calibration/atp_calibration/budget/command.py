@@ -30,8 +30,9 @@ from atp_runtime.latency.device import read_device
 from atp_runtime.latency.model import Latency
 from atp_runtime.latency.predictor import PredictedLatency
 from atp_runtime.latency.table import MeasuredLatency, read_table
-from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.manifest import Manifest
 from atp_runtime.picture import save_picture
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.schema import to_json
 from atp_runtime.session import Session
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from atp_calibration.budget.passes import PointScores
 from atp_runtime.atp import AtpWeights
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import PointSelector
 
 _TURNED = ("atp", "top_k")

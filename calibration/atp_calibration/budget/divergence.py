@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from atp_calibration.budget.prompts import Prompts
 from atp_calibration.samples import Sample
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import FloatArray, Selectors
 
 

@@ -16,7 +16,8 @@ from atp_calibration.budget.dials import Weights, check_fittable, kept_tokens, w
 from atp_calibration.budget.passes import Passes
 from atp_calibration.budget.target import Target
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.manifest import Manifest
+from atp_runtime.pruning_point import PruningPoint
 
 TOLERANCE = 0.03
 """How far from a target a fit may end, as a share of it."""

@@ -20,7 +20,7 @@ from atp_calibration.budget.cost import Size
 from atp_calibration.budget.prompts import Prompts
 from atp_calibration.samples import Sample
 from atp_runtime.atp import AtpWeights
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.schema import to_json
 from atp_runtime.selection import FloatArray, IndexArray, Selection, Selectors, VisualTokens
 

@@ -15,7 +15,8 @@ from atp_runtime.evaluation.intervals import Estimate, mean_score
 from atp_runtime.evaluation.json_files import write_whole
 from atp_runtime.evaluation.keys.exact_match import normalised
 from atp_runtime.generation import GenerationOptions
-from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.manifest import Manifest
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.schema import to_json
 from atp_runtime.selection import Selectors
 

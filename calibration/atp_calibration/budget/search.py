@@ -24,7 +24,8 @@ from atp_calibration.budget.cost import Cost, Size
 from atp_calibration.budget.fit import TOLERANCE
 from atp_calibration.budget.target import Target
 from atp_runtime.errors import CheckFailedError, MachineError
-from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.manifest import Manifest
+from atp_runtime.pruning_point import PruningPoint
 
 if TYPE_CHECKING:
     import optuna

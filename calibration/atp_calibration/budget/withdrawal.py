@@ -13,7 +13,7 @@ from pathlib import Path
 
 from atp_calibration.budget.search import Divergence
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 
 
 def withdrawn_before(layers: Sequence[int], layer: int) -> tuple[PruningPoint, ...]:

@@ -19,8 +19,9 @@ from atp_runtime.decoder import SegmentedDecoder
 from atp_runtime.decoder_results import PrefillResult
 from atp_runtime.embedding import EmbeddingTable
 from atp_runtime.image_tokens import ImageTokens
-from atp_runtime.manifest import Manifest, PruningPoint, Stage
+from atp_runtime.manifest import Manifest, Stage
 from atp_runtime.merges import Merges
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.reduction import Given, Reduction
 from atp_runtime.selection import (
     FloatArray,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import BoolArray, FloatArray, IndexArray, Selection, VisualTokens
 
 Choose = Callable[[IndexArray, IndexArray, int], BoolArray]

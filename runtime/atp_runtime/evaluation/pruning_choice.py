@@ -11,7 +11,8 @@ import numpy as np
 from atp_runtime.conversation import Model
 from atp_runtime.errors import InputError
 from atp_runtime.evaluation.baselines import KeepChosen, random_tokens, uniform_tokens
-from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.manifest import Manifest
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import Selectors, SelectTokens, VisualTokens
 from atp_runtime.workspace import Scorer
 

@@ -30,7 +30,7 @@ from atp_runtime.latency.table import (
     graphs_hash,
     timed_stages,
 )
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import FloatArray, Selection, VisualTokens
 from atp_runtime.session import Session
 

@@ -21,7 +21,8 @@ from atp_runtime.decoder_results import StageCall
 from atp_runtime.errors import InputError
 from atp_runtime.generation import GenerationOptions, generate
 from atp_runtime.image_tokens import ImageTokens
-from atp_runtime.manifest import Manifest, PruningPoint
+from atp_runtime.manifest import Manifest
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import FloatArray, Selection, SelectTokens, VisualTokens
 from atp_runtime.statistics import mean_visual_tokens, visual_tokens_entering
 

@@ -20,7 +20,8 @@ from atp_calibration.samples import Samples, read_samples
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import CheckFailedError, InputError
 from atp_runtime.generation import GenerationOptions
-from atp_runtime.manifest import PruningPoint, read_manifest
+from atp_runtime.manifest import read_manifest
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.session import Session
 
 

@@ -16,7 +16,7 @@ from atp_calibration.budget.target import P95, SPEEDUP, TOKENS, Target
 from atp_calibration.samples import Sample
 from atp_runtime.errors import CheckFailedError, InputError
 from atp_runtime.generation import GenerationOptions
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import Selectors
 
 TARGETS = [

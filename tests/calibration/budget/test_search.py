@@ -18,7 +18,8 @@ from atp_calibration.budget.search import METHODS, RateSearch, SearchOptions
 from atp_calibration.budget.target import TOKENS, Target
 from atp_calibration.samples import Sample
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import LAST, TEXT, Manifest, PruningPoint, read_manifest
+from atp_runtime.manifest import Manifest, read_manifest
+from atp_runtime.pruning_point import LAST, TEXT, PruningPoint
 
 SIZES = (Size(1, 10),)
 BUDGET = Target(TOKENS, 38.0)

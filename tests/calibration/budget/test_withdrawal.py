@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from atp_calibration.budget.withdrawal import find_withdrawal, withdrawn_before
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 
 LAYERS = (2, 5, 9, 14)
 

@@ -36,13 +36,7 @@ from atp_runtime.latency.memory import (
     run_needs,
     weight_bytes,
 )
-from atp_runtime.manifest import (
-    MANIFEST_NAME,
-    FileRecord,
-    Manifest,
-    dump_manifest,
-    read_manifest,
-)
+from atp_runtime.manifest import MANIFEST_NAME, FileRecord, Manifest, dump_manifest, read_manifest
 
 HERE = Target("tensorrt", "10.3.0", ORIN.sm, ORIN.name)
 STAGES = ["vision", "segment_0", "segment_1", "segment_2", "segment_3", "head"]

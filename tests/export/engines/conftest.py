@@ -28,13 +28,13 @@ from atp_runtime.manifest import (
     FileRecord,
     Manifest,
     Provenance,
-    PruningPoint,
     Stage,
     TensorSpec,
     TextModel,
     VisionModel,
     dump_manifest,
 )
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.tensor_names import cache_names
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atp_runtime.evaluation.baselines import KeepChosen, even_grid, random_tokens, uniform_tokens
-from atp_runtime.manifest import PruningPoint
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import Selection, VisualTokens
 
 GRIDS = st.tuples(st.integers(1, 24), st.integers(1, 24))

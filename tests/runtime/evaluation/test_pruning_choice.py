@@ -12,7 +12,7 @@ from atp_runtime.chunk import Chunk
 from atp_runtime.errors import InputError
 from atp_runtime.evaluation.pruning_choice import RULES, PruningChoice, last_row
 from atp_runtime.generation import GenerationOptions
-from atp_runtime.manifest import LAST
+from atp_runtime.pruning_point import LAST
 from atp_runtime.selection import Selection, keeps_all
 from atp_runtime.session import Session
 from atp_runtime.workspace import Scorer

@@ -26,14 +26,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from atp_runtime.atp import FEATURES
 from atp_runtime.atp import HIDDEN as MODULE_WIDTH
-from atp_runtime.manifest import (
-    Manifest,
-    PruningPoint,
-    Stage,
-    TensorSpec,
-    VisionModel,
-    read_manifest,
-)
+from atp_runtime.manifest import Manifest, Stage, TensorSpec, VisionModel, read_manifest
+from atp_runtime.pruning_point import PruningPoint
 
 SIDE = 8
 VISUAL = SIDE * SIDE

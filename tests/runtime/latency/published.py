@@ -11,13 +11,13 @@ from atp_runtime.manifest import (
     FileRecord,
     Manifest,
     Provenance,
-    PruningPoint,
     Quantisation,
     Stage,
     TensorSpec,
     TextModel,
     VisionModel,
 )
+from atp_runtime.pruning_point import PruningPoint
 
 VOCABULARY = 151936
 # Qwen3's decoders: layers, hidden, heads, intermediate; 8 key-value heads of 128.

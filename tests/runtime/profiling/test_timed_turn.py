@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import PruningPoint
 from atp_runtime.profiling.timed_turn import DECODE, PREFILL, Question, TimedTurn, TurnTimer
+from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.selection import Selectors
 from atp_runtime.session import Session
 
