@@ -67,11 +67,12 @@ class SegmentedDecoder:
         MachineError: There is not enough memory.
 
     Attributes:
-        scorer: Says whom the scorers ask in a prefill, from its visual tokens and the number of
-            all. None, as the pruning points say; may be set, to prune by another rule.
+        scorer: Says whom the scorers ask in a prefill, from its visual tokens, the number of all
+            and where the text behind the last image begins. None, as the pruning points say; may be
+            set, to prune by another rule.
     """
 
-    scorer: Callable[[VisualTokens, int], Scorer] | None
+    scorer: Callable[[VisualTokens, int, int], Scorer] | None
 
     def __init__(self, bundle: Bundle, backend: Backend, capacity: int) -> None:
         manifest = bundle.manifest
@@ -253,6 +254,7 @@ class SegmentedDecoder:
         self._backend.write(flow, hidden)
         going = np.arange(len(chunk))
         entry, visual = Entry.everything(len(chunk)), chunk.visual()
+        text = visual.index[-1] + 1 if len(visual) else len(chunk)
         judges = raters(hidden[0], visual.index) if self._rated else visual.index[:0]
         weights, points = np.ones(len(chunk), dtype=np.float32), []
         for segment in self._segments:
@@ -266,7 +268,8 @@ class SegmentedDecoder:
                 inputs |= space.write_route_weights(weights)
             else:
                 going = running
-            scorer = self._asked(stage.pruning, visual, len(going), np.searchsorted(going, judges))
+            behind, asked = int(np.searchsorted(going, text)), np.searchsorted(going, judges)
+            scorer = self._asked(stage.pruning, visual, len(going), behind, asked)
             if SCORES[0] in stage.scores:
                 inputs |= space.write_scorer(scorer)
             if segment.stage.tells_visual:
@@ -295,11 +298,16 @@ class SegmentedDecoder:
         return PrefillResult(logits, tuple(points), self.calls)
 
     def _asked(
-        self, point: PruningPoint | None, visual: VisualTokens, tokens: int, judges: IndexArray
+        self,
+        point: PruningPoint | None,
+        visual: VisualTokens,
+        tokens: int,
+        behind: int,
+        judges: IndexArray,
     ) -> Scorer:
         if self.scorer is not None:
-            return self.scorer(visual, tokens)
-        asked = Scorer.for_sequence(visual, tokens)
+            return self.scorer(visual, tokens, behind)
+        asked = Scorer.for_sequence(visual, tokens, behind)
         if point is None or point.queries not in (LAST, RATERS):
             return asked
         return asked.last_row() if point.queries == LAST else asked.asking(judges)

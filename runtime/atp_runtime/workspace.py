@@ -23,7 +23,7 @@ class Scorer:
         visual_weights: float32 [kept]: 1/|V| on visual tokens, else 0.
         text_rows: int64 [rows]: the text tokens whose attention is averaged; at least one.
         text_weights: float32 [rows]: 1/|T|; 0 for the one row of a sequence that has none.
-        has_text: Whether there is text after the last visual token.
+        has_text: Whether there is text to ask.
     """
 
     visual_weights: FloatArray
@@ -32,13 +32,20 @@ class Scorer:
     has_text: bool
 
     @classmethod
-    def for_sequence(cls, visual: VisualTokens, tokens: int) -> Scorer:
-        """What a sequence of `tokens` tokens with these visual ones needs."""
+    def for_sequence(cls, visual: VisualTokens, tokens: int, behind: int | None = None) -> Scorer:
+        """What a sequence needs.
+
+        Args:
+            visual: Its visual tokens.
+            tokens: How many it has in all.
+            behind: Where the text begins that is asked; None is behind the last visual token. They
+                differ where all of the last image was pruned.
+        """
         weights = np.zeros(tokens, dtype=np.float32)
         rows = np.arange(0)
         if len(visual):
             weights[visual.index] = 1 / len(visual)
-            rows = np.arange(visual.index[-1] + 1, tokens)
+            rows = np.arange(visual.index[-1] + 1 if behind is None else behind, tokens)
         if len(rows) == 0:
             none = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
             return cls(weights, *none, has_text=False)

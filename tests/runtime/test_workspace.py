@@ -28,6 +28,15 @@ def test_scorer_averages_visual_tokens_and_the_text_after_the_last_of_them() -> 
     assert asked.has_text
 
 
+def test_scorer_asks_the_text_behind_the_last_image_also_when_that_image_is_gone() -> None:
+    image = np.array([0, TEXT, TEXT], dtype=np.int64)
+    visual = Chunk(image, image, image).visual()
+    asked = Scorer.for_sequence(visual, 3, behind=2)
+    assert (asked.text_rows.tolist(), asked.text_weights.tolist()) == ([2], [1])
+    nobody = Scorer.for_sequence(visual, 3, behind=3)
+    assert not nobody.has_text
+
+
 def test_scorer_weighs_the_first_row_with_nothing_when_no_text_follows() -> None:
     asked = scorer([TEXT, 0])
     assert (asked.text_rows.tolist(), asked.text_weights.tolist()) == ([0], [0])

@@ -125,9 +125,9 @@ class PruningChoice:
             )
 
 
-def last_row(visual: VisualTokens, tokens: int) -> Scorer:
+def last_row(visual: VisualTokens, tokens: int, behind: int) -> Scorer:
     """Asks the last text token alone; see `Scorer.for_sequence`."""
-    return Scorer.for_sequence(visual, tokens).last_row()
+    return Scorer.for_sequence(visual, tokens, behind).last_row()
 
 
 def _top_k(keep: Mapping[int, int], score: str) -> Selectors:

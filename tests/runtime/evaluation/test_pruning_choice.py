@@ -89,8 +89,8 @@ def test_last_row_is_the_attention_of_the_last_token(
     """Against scores of the bundle itself, asked about the last token alone."""
     seen: list[np.ndarray] = []
 
-    def scorer(visual, tokens: int) -> Scorer:
-        asked = Scorer.for_sequence(visual, tokens)
+    def scorer(visual, tokens: int, behind: int) -> Scorer:
+        asked = Scorer.for_sequence(visual, tokens, behind)
         if not len(visual):
             return asked
         one, row = np.ones(1, dtype=np.float32), np.array([tokens - 1])
@@ -110,7 +110,7 @@ def test_last_row_is_the_attention_of_the_last_token(
 
 def test_last_row_asks_nobody_when_no_text_follows() -> None:
     image = np.array([-1, 0, 0])
-    asked = last_row(Chunk(image, image, image).visual(), 3)
+    asked = last_row(Chunk(image, image, image).visual(), 3, 3)
     assert (asked.text_weights.tolist(), asked.has_text) == ([0], False)
 
 
