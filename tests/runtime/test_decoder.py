@@ -97,7 +97,8 @@ class NaiveDecoder:
         places = [place for place, token in enumerate(going) if token in visual]
         width = len(queries[0])
         own = np.mean([queries[p] for p in places], axis=0) if places else np.zeros(width)
-        after = range(places[-1] + 1, len(going)) if places else ()
+        end = max(visual, default=0)  # of the last image, whatever is left of it
+        after = [place for place, token in enumerate(going) if token > end] if places else []
         text = np.mean([queries[p] for p in after], axis=0) if after else np.zeros(width)
         return np.array([[key @ own for key in keys], [key @ text for key in keys]])
 
@@ -226,11 +227,12 @@ def test_prefill_asks_about_tokens_where_they_stand_in_the_segment(
     assert [visual.row.tolist() for visual in select.visual] == [[1, 2, 4], [2, 4]]
 
 
+@pytest.mark.parametrize("first", [[False, True, True], [True, True, False]])
 def test_prefill_passes_the_scores_of_the_whole_sequence(
-    decoder: SegmentedDecoder, naive: NaiveDecoder
+    decoder: SegmentedDecoder, naive: NaiveDecoder, first: list[bool]
 ) -> None:
     images = [TEXT, IMAGE, IMAGE, TEXT, IMAGE, TEXT, TEXT]
-    masks = [[False, True, True], [True, False]]
+    masks = [first, [True, False]]
     hidden = hidden_of(4, 7)
     _, _, expected = naive.run(hidden[0], visual_of(images), masks)
     select = ForcedSelection(masks)
