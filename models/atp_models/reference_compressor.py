@@ -54,9 +54,9 @@ class Compressor:
         unfold = partial(functional.unfold, kernel_size=cell, stride=cell)
         keys, values = (
             # [images, width * patches, cells] to [images, cells, patches, width].
-            unfold(self._plane(self._mlp(role, selected)))
-            .unflatten(1, (width, -1))
-            .permute(0, 3, 2, 1)
+            torch.unflatten(unfold(self._plane(self._mlp(role, selected))), 1, (width, -1)).permute(
+                0, 3, 2, 1
+            )
             for role in ("keys", "values")
         )
         mixed = functional.scaled_dot_product_attention(
@@ -77,8 +77,7 @@ class Compressor:
 
     def _plane(self, x: Tensor) -> Tensor:
         """[images, width, rows, columns] of [images, patches, width]."""
-        plane: Tensor = x.mT.unflatten(2, self.grid)
-        return plane
+        return torch.unflatten(x.mT, 2, self.grid)
 
     def _heads(self, name: str, x: Tensor) -> Tensor:
         """Projected [images, cells, heads, rows, head_dim] of [images, cells, rows, width]."""
