@@ -42,6 +42,7 @@ from atp_runtime.tensor_names import (
     ROUTER_SCORES,
     ROW_SCORES,
     SCORES,
+    TEXT_MEAN,
     TOWER_KEPT,
     cache_names,
 )
@@ -123,6 +124,11 @@ class StageComposer:
     def _vision_features(
         self, builder: StageBuilder, used: list[ir.Value], plan: VisionPlan | None
     ) -> dict[str, ir.Value]:
+        if plan is not None and plan.compressing is not None:
+            leave = self._pieces.compressed_exit(plan.compressing.grid)
+            told, names = [builder.inputs[TEXT_MEAN], *used], _below("model.", leave)
+            (features,) = builder.call(leave, told, label="", names=names)
+            return {IMAGE_FEATURES: features}
         if plan is not None and plan.cut:
             (features,) = builder.call(self._pieces.patch_features, used, label="")
             return {PATCH_FEATURES: features}

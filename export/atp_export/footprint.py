@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from atp_export.plan import ExportPlan, SegmentPlan, tensor_bytes
 from atp_models.architecture import ModelSpec
+from atp_models.compressor import compressor_shapes
 from atp_runtime.latency.device import Device, read_device
 from atp_runtime.latency.memory import RUNTIME_BYTES, SYSTEM_BYTES, build_bytes
 
@@ -100,6 +101,10 @@ def _stages(plan: ExportPlan, sizes: dict[str, int]) -> tuple[StageFootprint, ..
         _sum(sizes, "model.vision_tower."),
         _sum(sizes, "model.multi_modal_projector."),
     )
+    compressing = plan.vision.compressing if plan.vision else None
+    if compressing is not None:
+        shapes = compressor_shapes(plan.spec.vision, plan.spec.text.hidden, compressing.grid)
+        tower += sum(map(math.prod, shapes.values())) * plan.dtype.itemsize
     norm, head = _sum(sizes, "model.language_model.norm."), _sum(sizes, "lm_head.")
     rows = plan.spec.text.vocabulary
     segments = (

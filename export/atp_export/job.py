@@ -20,6 +20,7 @@ from atp_models.architecture import read_architecture
 from atp_models.atp import FILE_NAME as MODULES_NAME
 from atp_models.atp import AtpModules
 from atp_models.checkpoint import Checkpoint, check_tensors
+from atp_models.compressor import check_compressor, has_compressor
 from atp_models.json_files import read_json
 from atp_models.pruning_config import FILE_NAME as CONFIG_NAME
 from atp_models.pruning_config import (
@@ -48,6 +49,11 @@ ABLATED_NOTICE = (
 UNROUTED_NOTICE = (
     "The checkpoint has routers for layers {layers}, which are not used here, so the decoder was "
     "trained otherwise and the answers are of no known quality."
+)
+
+UNCOMPRESSED_NOTICE = (
+    "The checkpoint has a compressor, which is not used here, so the decoder was trained on other "
+    "image tokens and the answers are of no known quality."
 )
 
 
@@ -152,10 +158,16 @@ def prepare_job(checkpoint_path: Path, bundle: Path, options: ExportOptions) -> 
     )
     routed = [segment.first for segment in plan.segments if plan.routed(segment)]
     check_routers(checkpoint, routed, spec.text.hidden)
+    compressing = plan.vision.compressing if plan.vision else None
+    if compressing is not None:
+        check_compressor(checkpoint, spec.vision, spec.text.hidden, compressing.grid)
     unused = [layer for layer in routed_layers(checkpoint) if layer not in routed]
     modules, notice = _modules(checkpoint_path, config, stored)
     unrouted = UNROUTED_NOTICE.format(layers=_listed(unused)) if unused else None
-    notices = [text for text in (_card_notice(checkpoint_path), notice, unrouted) if text]
+    idle = has_compressor(checkpoint) and compressing is None
+    uncompressed = UNCOMPRESSED_NOTICE if idle else None
+    said = (_card_notice(checkpoint_path), notice, unrouted, uncompressed)
+    notices = [text for text in said if text]
     notice = " ".join(notices) or None
     return ExportJob(checkpoint, plan, bundle, modules=modules, notice=notice)
 

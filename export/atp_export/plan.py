@@ -317,7 +317,8 @@ def _axes(spec: ModelSpec, longest: int, vision: VisionPlan | None) -> dict[str,
         "kept": AxisRange(1, typical, longest),
         "past": AxisRange(0, 0, longest),
         "rows": AxisRange(1, min(64, longest), longest),
-        "images": AxisRange(1, 1, max(1, longest // max(1, visual))),
+        # Engines reserve room for them: not for a thousand photos because few tokens are left.
+        "images": AxisRange(1, 1, max(1, longest // max(1, spec.vision.tokens))),
         **selected,
     }
 

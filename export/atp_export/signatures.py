@@ -54,13 +54,15 @@ def vision_signature(spec: ModelSpec, dtype: str, plan: VisionPlan | None = None
     cut = plan is not None and plan.cut
     name = PATCH_FEATURES if cut else IMAGE_FEATURES
     merging = plan.merging if plan is not None else None
-    tokens = vision.tokens if merging is None else merging.most(vision.tokens)
+    compressing = plan.compressing if plan is not None else None
+    inside = merging or compressing
+    tokens = vision.tokens if inside is None else inside.most(vision.tokens)
     features = (tokens, vision.feature_width if cut else spec.text.hidden)
     outputs = {name: (dtype, features), **{it: _signal(spec, it) for it in _needs(plan, name)}}
     if merging is not None:
         outputs[TOWER_KEPT] = (INDEX, (sum(merging.keep),))
     inputs = [TensorSpec("pixel_values", FLOAT, ("images", 3, height, width))]
-    if merging is not None and merging.text:
+    if compressing is not None or (merging is not None and merging.text):
         inputs.append(TensorSpec(TEXT_MEAN, FLOAT, (1, spec.text.hidden)))
     return Signature(
         tuple(inputs),

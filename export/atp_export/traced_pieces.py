@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from atp_export.graphs.compressor import CompressedExit
 from atp_export.graphs.dialects import DIALECTS
 from atp_export.graphs.pieces import (
     AttentionScorer,
@@ -45,6 +46,7 @@ class TracedPieces:
         self.dialect = DIALECTS[dialect]
         self.dtype = dtype
         self._heads: dict[int, Piece] = {}
+        self._compressed: dict[int, Piece] = {}
 
     @cached_property
     def entry(self) -> Piece:
@@ -186,6 +188,15 @@ class TracedPieces:
         """`VisionExit`."""
         build = partial(VisionExit, self.spec)
         return self._trace(build, self._chosen_states(), ["image_features"])
+
+    def compressed_exit(self, grid: int) -> Piece:
+        """`CompressedExit` to that many cells along each side."""
+        if grid not in self._compressed:
+            text = Argument("text_mean", (1, self.text.hidden), FLOAT)
+            build = partial(CompressedExit, self.spec, self.dialect, grid)
+            arguments = [text, *self._chosen_states()]
+            self._compressed[grid] = self._trace(build, arguments, ["image_features"])
+        return self._compressed[grid]
 
     def _trace(self, build: partial[Any], arguments: list[Argument], outputs: list[str]) -> Piece:
         name, opset = build.func.__name__, self.dialect.opset

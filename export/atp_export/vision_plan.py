@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from atp_models.architecture import VisionSpec
+from atp_models.compressor import HEADS
+from atp_runtime.cell_queries import COMPRESS, CellQueries
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import VisionPruning
 from atp_runtime.reduction import VisionRule
@@ -33,6 +35,13 @@ class VisionPlan:
         if self.pruning.rule != RULE:
             return None
         return from_json(TowerMerge, to_json(self.pruning.parameters), source=RULE, fix="")
+
+    @property
+    def compressing(self) -> CellQueries | None:
+        """What becomes of patches before the projector, if a trained compressor stands there."""
+        if self.pruning.rule != COMPRESS:
+            return None
+        return from_json(CellQueries, to_json(self.pruning.parameters), source=COMPRESS, fix="")
 
     @property
     def layer(self) -> int:
@@ -107,6 +116,36 @@ def check_class_token(policy: str, vision: VisionSpec) -> None:
             why="vision_feature_select_strategy is 'full', and the paper's rule ranks patches, "
             "not the token that it asks.",
             fix="choose divprune, or a policy inside the decoder.",
+        )
+
+
+def check_cells(vision: VisionSpec, grid: int) -> None:
+    """Refuses a tower whose features cannot be compressed by their cells.
+
+    Raises:
+        InputError: They are not all patches of a photo and nothing else, or no whole number of
+            cells, or as wide as attention's heads cannot share.
+    """
+    rows, columns = vision.grid
+    if vision.tokens != rows * columns:
+        raise InputError(
+            f"--policy quecc on {vision.tokens} features of {rows} x {columns} patches",
+            why="cells are made of all patches and nothing else, and "
+            f"vision_feature_select_strategy is {vision.select_strategy!r} on a {vision.family} "
+            "tower.",
+            fix="give a checkpoint with 'default' where there is a class token, else with 'full'.",
+        )
+    if rows % grid or columns % grid:
+        raise InputError(
+            f"--policy quecc: {rows} x {columns} patches on a grid of {grid} x {grid} cells",
+            why="each cell has as many patches as any other.",
+            fix="choose a number that divides both.",
+        )
+    if vision.hidden % HEADS:
+        raise InputError(
+            f"--policy quecc on a tower of width {vision.hidden}",
+            why=f"the compressor's attention has {HEADS} heads, which share it equally.",
+            fix="choose another policy, such as divprune.",
         )
 
 

@@ -17,6 +17,7 @@ from atp_export.vision_plan import (
     VisionPlan,
     VisionPolicy,
     by_class_token,
+    check_cells,
     check_class_token,
     check_left,
     check_room,
@@ -24,6 +25,7 @@ from atp_export.vision_plan import (
     vision_pruning,
 )
 from atp_models.architecture import VisionSpec
+from atp_runtime.cell_queries import COMPRESS, CellQueries
 from atp_runtime.merging_rules import Contextual, Outliers
 from atp_runtime.schema import from_json
 from atp_runtime.vision_rules import ClassAttention, Inflection, MaxMinDistance
@@ -161,6 +163,33 @@ class PruMergePlus(PruMerge):
         return by_class_token("prumerge_plus", vision, rule, "outliers", self.layer)
 
 
+@dataclass(frozen=True)
+class QueCC(VisionPolicy):
+    """QueCC (arXiv 2411.03312): a trained compressor makes one token of each cell of a photo.
+
+    Its weights are the checkpoint's, see `atp_models.compressor`.
+
+    Attributes:
+        grid: Cells along each side; the one that it was trained for.
+    """
+
+    grid: int
+
+    def __post_init__(self) -> None:
+        if self.grid < 1:
+            raise ValueError(f"grid is {self.grid}, it must be 1 or more")
+
+    def plan(self, vision: VisionSpec) -> VisionPlan:
+        """Before the projector; works with every tower, class token or not.
+
+        Raises:
+            InputError: Photos are no whole number of cells, or attention's heads do not fit.
+        """
+        check_cells(vision, self.grid)
+        rule = CellQueries(self.grid)
+        return VisionPlan(vision_pruning(rule, COMPRESS, vision), rule.needs, cut=False)
+
+
 VISION_POLICIES: Mapping[str, type[VisionPolicy]] = {
     "fastervlm": FasterVlm,
     "divprune": DivPrune,
@@ -170,6 +199,7 @@ VISION_POLICIES: Mapping[str, type[VisionPolicy]] = {
     "prumerge_plus": PruMergePlus,
     "illava_vit": ILlavaVit,
     "elip": Elip,
+    "quecc": QueCC,
 }
 
 

@@ -216,6 +216,17 @@ def check_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
         )
 
 
+def misfit(found: TensorInfo | None, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with a tensor that training added to a LLaVA, in words; None if nothing."""
+    if found is None:
+        return "is missing"
+    if found.shape != shape:
+        return f"is {list(found.shape)}, not {list(shape)}"
+    if not found.dtype.is_floating_point:
+        return f"is {found.dtype}, not of a floating type"
+    return None
+
+
 def _headers(path: Path) -> Iterator[tuple[TensorInfo, _Source]]:
     for file, promised in find_weights(path).items():
         stored = map_tensors(file)

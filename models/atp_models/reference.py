@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,6 +25,7 @@ from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
 from atp_models.quantised.reference import round_inputs
 from atp_models.quiet import quiet_transformers
+from atp_models.reference_compressor import Compressor
 from atp_models.reference_layers import ATTENTION, LayerStep, Survivors, Tokens
 from atp_models.reference_queries import asked_tokens
 from atp_models.reference_routing import run_routed
@@ -67,19 +69,25 @@ class LlavaReference:
         self,
         model: LlavaForConditionalGeneration,
         routers: Mapping[int, Tensor] = MappingProxyType({}),
+        compressor: Compressor | None = None,
     ) -> None:
         self.model = model
         self.routers = routers
+        self.compressor = compressor
 
     @classmethod
     def load(
-        cls, checkpoint: Path, routers: Mapping[int, Tensor] = MappingProxyType({})
+        cls,
+        checkpoint: Path,
+        routers: Mapping[int, Tensor] = MappingProxyType({}),
+        compressor: Compressor | None = None,
     ) -> LlavaReference:
         """Loads the whole checkpoint directory in float32, 4 bytes per parameter.
 
         Args:
             checkpoint: The directory.
             routers: Those of routed layers, [hidden] each, see `atp_models.routers`.
+            compressor: What stands before the projector.
         """
         with quiet_transformers():
             model = LlavaForConditionalGeneration.from_pretrained(
@@ -88,7 +96,7 @@ class LlavaReference:
                 attn_implementation=ATTENTION,
                 local_files_only=True,
             )
-        return cls(model.eval(), routers)
+        return cls(model.eval(), routers, compressor)
 
     @classmethod
     def of_quantised(
@@ -96,6 +104,7 @@ class LlavaReference:
         checkpoint: Checkpoint,
         spec: ModelSpec,
         routers: Mapping[int, Tensor] = MappingProxyType({}),
+        compressor: Compressor | None = None,
     ) -> LlavaReference:
         """A quantised checkpoint in float32, its integers read as what they stand for.
 
@@ -110,7 +119,7 @@ class LlavaReference:
         model.load_state_dict(state, strict=False, assign=True)
         model.tie_weights()
         round_inputs(model, checkpoint)
-        return cls(model.eval(), routers)
+        return cls(model.eval(), routers, compressor)
 
     def dense(self) -> DenseRun:
         """A new sequence through Transformers' own forward."""
@@ -128,14 +137,24 @@ class LlavaReference:
         """
         return PrunedRun(self, points or {}, structure)
 
-    def see(self, pixel_values: Tensor, merged: Sequence[TowerMerged] = ()) -> VisionStep:
+    def see(
+        self,
+        pixel_values: Tensor,
+        merged: Sequence[TowerMerged] = (),
+        told: Tensor | None = None,
+    ) -> VisionStep:
         """Runs the vision tower and the projector on [images, 3, height, width].
 
         Args:
             pixel_values: The images.
             merged: What is merged between the tower's layers.
+            told: The mean of the question's embeddings [hidden], for the compressor; None leaves
+                that away.
         """
-        return see(self.model.model, pixel_values, merged)
+        compress = None
+        if told is not None and self.compressor is not None:
+            compress = partial(self.compressor.of, text=told)
+        return see(self.model.model, pixel_values, merged, compress)
 
     @torch.inference_mode()
     def project(self, selected: Tensor) -> Tensor:

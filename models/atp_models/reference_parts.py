@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.initialization import no_init_weights
 from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
 from atp_models.quantised.reference import round_inputs
+from atp_models.reference_compressor import Compressor
 from atp_models.reference_layers import ATTENTION
 from atp_models.reference_vision import TowerMerged, VisionStep, see
 from atp_models.routers import read_routers
@@ -72,12 +74,20 @@ class ReferenceParts:
         name = EMBEDDING if self._spec.text.tied_embeddings else HEAD
         return nn.functional.linear(last, self._checkpoint.read(name).float())
 
-    def see(self, pixel_values: Tensor, merged: Sequence[TowerMerged] = ()) -> VisionStep:
+    def see(
+        self,
+        pixel_values: Tensor,
+        merged: Sequence[TowerMerged] = (),
+        told: Tensor | None = None,
+    ) -> VisionStep:
         """Runs the vision tower and the projector, see `LlavaReference.see`."""
         model = copy.deepcopy(self._skeleton.model)
         model.vision_tower = self._tower(self._config.vision_config)
         model.multi_modal_projector = self._filled(model.multi_modal_projector, _PROJECTOR)
-        return see(model, pixel_values, merged)
+        compress = None
+        if told is not None:
+            compress = partial(Compressor.read(self._checkpoint, self._spec.vision).of, text=told)
+        return see(model, pixel_values, merged, compress)
 
     @torch.inference_mode()
     def tower_states(self, pixel_values: Tensor, layers: int) -> tuple[Tensor, ...]:

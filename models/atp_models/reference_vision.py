@@ -6,7 +6,7 @@ are computed here, from whole attention matrices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+Compress = Callable[[Tensor], Tensor]
+"""From what a projector would get, [images, tokens, width], to what it gets."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,17 +160,24 @@ def _merged(states: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def see(model: Any, pixel_values: Tensor, merged: Sequence[TowerMerged] = ()) -> VisionStep:
+def see(
+    model: Any,
+    pixel_values: Tensor,
+    merged: Sequence[TowerMerged] = (),
+    compress: Compress | None = None,
+) -> VisionStep:
     """Runs the vision tower and the projector of a `LlavaModel` whose attention is `ATTENTION`.
 
     Args:
         model: It.
         pixel_values: [images, 3, height, width].
         merged: What is merged between the tower's layers.
+        compress: What becomes of features before the projector.
     """
     with (
         _watch_tower(model.vision_tower) as layers,
         _merge_in(model, merged, layers) as merges,
+        _compress_in(model, compress),
     ):
         outputs = model.get_image_features(pixel_values, output_hidden_states=True)
     states, used = tuple(outputs.hidden_states), model.config.vision_feature_layer
@@ -242,3 +252,18 @@ def _merge_in(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def _compress_in(model: Any, compress: Compress | None) -> Iterator[None]:
+    """Compresses before the projector, if told how."""
+    if compress is None:
+        yield
+        return
+    hook = model.multi_modal_projector.register_forward_pre_hook(
+        lambda _module, inputs: compress(*inputs)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from atp_models.checkpoint import Checkpoint
+from atp_models.checkpoint import Checkpoint, misfit
 from atp_runtime.errors import InputError
 
 _ROUTER = re.compile(r"model\.language_model\.layers\.(?P<layer>\d+)\.router\.weight")
@@ -43,14 +43,8 @@ def check_routers(checkpoint: Checkpoint, layers: Iterable[int], hidden: int) ->
     """
     for layer in layers:
         name = router_name(layer)
-        info = checkpoint.tensors.get(name)
-        if info is None:
-            found = "is missing"
-        elif info.shape != (1, hidden):
-            found = f"is {list(info.shape)}, not {[1, hidden]}"
-        elif not info.dtype.is_floating_point:
-            found = f"is {info.dtype}, not of a floating type"
-        else:
+        found = misfit(checkpoint.tensors.get(name), (1, hidden))
+        if found is None:
             continue
         raise InputError(
             f"{checkpoint.path}: {name} {found}",

@@ -100,6 +100,6 @@ def _with_current_prefix(stored: str) -> str:
     if bare.startswith("vision_tower."):
         inner = bare.removeprefix("vision_tower.").removeprefix("vision_model.")
         return _VISION + inner
-    if bare.startswith("multi_modal_projector."):
+    if bare.startswith(("multi_modal_projector.", "quecc.")):
         return "model." + bare
     return stored

@@ -47,8 +47,8 @@ KEYS = "keys"
 MEAN_KEYS = "keys.mean"
 """Attention's key of each patch, heads averaged."""
 TEXT_MEAN = "text_mean"
-"""What a vision stage that ranks patches by the question is told: float32 [1, hidden], the mean of
-its words' embeddings, or zeros."""
+"""What a vision stage that asks for the question is told: float32 [1, hidden], the mean of its
+words' embeddings, or zeros."""
 TOWER_KEPT = "tower.kept"
 """The patches that stayed at each merge inside a tower, see `TowerMerge`."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from atp_runtime.cell_queries import COMPRESS, CellQueries
 from atp_runtime.errors import InputError
 from atp_runtime.merging_rules import Contextual, Outliers
 from atp_runtime.reduction import Given, Reduction, VisionRule, best, check_count, units
@@ -113,6 +114,7 @@ VISION_RULES: Mapping[str, type[VisionRule]] = {
     "contextual": Contextual,
     "outliers": Outliers,
     RULE: TowerMerge,
+    COMPRESS: CellQueries,
 }
 
 

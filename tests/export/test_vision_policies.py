@@ -54,8 +54,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "prumerge_plus": (),
     "illava_vit": (),
     "elip": (),
+    "quecc": ("grid=2",),
 }
-INSIDE = ("illava_vit", "elip")  # the tower; what they ask of it has tests of its own
+# The vision stage; what they ask of it has tests of its own.
+INSIDE = ("illava_vit", "elip", "quecc")
+TRAINED = ("quecc",)  # no checkpoint here holds its weights
 
 
 @pytest.fixture(scope="session")
@@ -203,7 +206,7 @@ def test_a_policy_that_asks_a_layer_is_refused_where_none_is_computed(
 
 
 CASES = [
-    *(("clip", policy, *SETTINGS[policy]) for policy in VISION_POLICIES),
+    *(("clip", policy, *SETTINGS[policy]) for policy in VISION_POLICIES if policy not in TRAINED),
     *(("dinov2", policy, *SETTINGS[policy]) for policy in ("fastervlm", "prumerge")),
     ("two layers", "visionzip", "keep=6", "contextual=2", "layer=0"),
     ("siglip", "divprune", "keep=5"),

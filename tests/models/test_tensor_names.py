@@ -38,6 +38,7 @@ def names_of(family: str) -> list[str]:
             "model.vision_tower.encoder.layer.1.attention.o_proj.bias",
         ),
         ("multi_modal_projector.linear_1.bias", "model.multi_modal_projector.linear_1.bias"),
+        ("quecc.keys.norm.bias", "model.quecc.keys.norm.bias"),
     ],
 )
 def test_stored_name_is_mapped_to_the_canonical_one(stored: str, canonical: str) -> None:

@@ -1,8 +1,9 @@
 """Which nodes of a stage's graph are the linear layers that quantisation pays for.
 
 A product of activations with a stored matrix is one. Attention's products and the scorer's are not,
-nor those of the question that a tower is told;
-the projector and the LM head stay in the precision of the bundle unless they are asked for.
+nor those of the question that a tower or a compressor is told;
+the projector, with the compressor before it, and the LM head stay in the precision of the bundle
+unless they are asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import onnx_ir as ir
 
 PARTS = ("decoder", "vision", "projector", "head")
 USUAL_PARTS = frozenset({"decoder", "vision"})
-_PROJECTOR, _TOWER, _QUESTION = "multi_modal_projector", "vision_tower", "question"
+_PROJECTOR, _TOWER = ("multi_modal_projector", "quecc"), "vision_tower"
+_QUESTION = ("question", "quecc.text")
 _HEAD = "Gemm"  # the only one there is
 
 
@@ -71,10 +73,10 @@ def _part(node: ir.Node) -> str:
     if node.op_type == _HEAD:
         return "head"
     name = str(node.name)
-    if name.startswith(_PROJECTOR):
-        return "projector"
     if name.startswith(_QUESTION):
         return "scorer"
+    if name.startswith(_PROJECTOR):
+        return "projector"
     return "vision" if name.startswith(_TOWER) else "decoder"
 
 

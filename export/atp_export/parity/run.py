@@ -19,11 +19,14 @@ from atp_export.versions import package_versions
 from atp_models.architecture import ModelSpec
 from atp_models.checkpoint import Checkpoint
 from atp_models.reference import LlavaReference
+from atp_models.reference_compressor import Compressor
 from atp_models.reference_parts import ReferenceParts
 from atp_models.routers import read_routers
 from atp_runtime.bundle import Bundle
+from atp_runtime.cell_queries import CellQueries
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import Manifest, read_manifest
+from atp_runtime.vision_stages import read_vision_rule
 
 MODES = ("auto", "full", "sampled")
 
@@ -76,9 +79,11 @@ def _reference(checkpoint: Checkpoint, spec: ModelSpec, manifest: Manifest) -> L
     """As Transformers loads it; its own loading of integers needs other packages and a GPU."""
     routed = (stage.layers[0] for stage in manifest.segments if stage.routed)
     routers = read_routers(checkpoint, routed)
+    compresses = isinstance(read_vision_rule(manifest), CellQueries)
+    compressor = Compressor.read(checkpoint, spec.vision) if compresses else None
     if checkpoint.quantised:
-        return LlavaReference.of_quantised(checkpoint, spec, routers)
-    return LlavaReference.load(checkpoint.path, routers)
+        return LlavaReference.of_quantised(checkpoint, spec, routers, compressor)
+    return LlavaReference.load(checkpoint.path, routers, compressor)
 
 
 def _choose(mode: str, plan: ExportPlan) -> Mode:

@@ -24,7 +24,7 @@ from atp_export.parity.pruned_reference import (
 from atp_export.parity.report import Check
 from atp_export.parity.samples import count_images
 from atp_export.parity.sessions import Arrays, GraphSession
-from atp_export.parity.tower_merging import merged_in, said
+from atp_export.parity.tower_merging import merged_in, said, told_to
 from atp_models.reference import PrunedStep
 from atp_models.reference_layers import LayerStep, Survivors, Tokens
 from atp_models.reference_vision import TowerMerged, TowerMerging, VisionStep
@@ -48,8 +48,9 @@ from atp_runtime.tensor_names import (
 )
 from atp_runtime.workspace import Scorer
 
-See = Callable[[torch.Tensor, Sequence[TowerMerged]], VisionStep]
-"""The reference's tower on images [images, 3, height, width], with what is merged in it."""
+See = Callable[[torch.Tensor, Sequence[TowerMerged], torch.Tensor | None], VisionStep]
+"""The reference's tower on images [images, 3, height, width], with what is merged in it and what a
+compressor behind it is told."""
 
 SCOPE = "stage"
 MODULES = "Transformers' modules"
@@ -72,7 +73,8 @@ def check_vision(
     stage, projector = manifest.stage("vision"), manifest.projector
     inputs = {"pixel_values": pixels, TEXT_MEAN: said(manifest.text.hidden)[np.newaxis]}
     outputs = open_stage(bundle, stage).run(inputs)
-    expected = see(torch.from_numpy(pixels), merged_in(manifest, outputs))
+    merged, told = merged_in(manifest, outputs), told_to(manifest)
+    expected = see(torch.from_numpy(pixels), merged, told)
     measures = list(tower_measures(outputs, expected.states, tolerances, expected.merges))
     bound, detail = tolerances[SCOPE], count_images(len(pixels))
     for spec in stage.outputs:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from atp_models.reference_vision import ClassToken, TowerMerged
+from atp_runtime.cell_queries import CellQueries
 from atp_runtime.manifest import Manifest
 from atp_runtime.reduction import Given
 from atp_runtime.tensor_names import TOWER_KEPT
@@ -42,6 +43,12 @@ def merged_in(manifest: Manifest, outputs: Given) -> tuple[TowerMerged, ...]:
         asked = ClassToken(rule.text, torch.from_numpy(said(manifest.text.hidden)))
     steps = zip(rule.layers, map(torch.from_numpy, kept), patches, strict=True)
     return tuple(TowerMerged(*step, asked) for step in steps)
+
+
+def told_to(manifest: Manifest) -> torch.Tensor | None:
+    """What a compressor before the projector is told of the question [hidden], if there is one."""
+    compresses = isinstance(read_vision_rule(manifest), CellQueries)
+    return torch.from_numpy(said(manifest.text.hidden)) if compresses else None
 
 
 def merge_layers(manifest: Manifest) -> tuple[int, ...]:

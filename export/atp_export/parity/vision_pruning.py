@@ -16,7 +16,7 @@ from atp_export.parity.measures import Tolerance, compare
 from atp_export.parity.recording import BundleRun, Seen
 from atp_export.parity.report import Check
 from atp_export.parity.samples import Prompt
-from atp_export.parity.tower_merging import merged_in
+from atp_export.parity.tower_merging import merged_in, told_to
 from atp_models.reference import LlavaReference
 from atp_runtime.manifest import Manifest
 from atp_runtime.reduction import Reduction
@@ -49,7 +49,8 @@ def show(run: BundleRun, reference: LlavaReference, prompt: Prompt) -> Shown:
         return Shown(seen, None)
     manifest = run.manifest
     outputs = {name: np.stack([it[name] for it in seen.given]) for name in seen.given[0]}
-    step = reference.see(torch.from_numpy(prompt.pixel_values), merged_in(manifest, outputs))
+    pixels, merged = torch.from_numpy(prompt.pixel_values), merged_in(manifest, outputs)
+    step = reference.see(pixels, merged, told_to(manifest))
     source = step.features if manifest.projector is None else step.selected
     left = [_left(it, image) for it, image in zip(seen.reductions, source, strict=True)]
     features = torch.cat(left).unsqueeze(0)

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import pytest
 from onnx import helper
+from tests.compressor import with_compressor
 from tests.routers import with_routers
 
 from atp_export.check.acceptance import CheckReport, check_bundle
@@ -111,6 +112,20 @@ def test_merging_inside_the_tower_is_built_in_both_dialects(
         tiny_config(kv_heads=2), precision="fp16", dialect="both", prune_at=(2,)
     ).checkpoint
     job = prepare_job(checkpoint, tmp_path / "bundle", ExportOptions("fp16", "both", policy=policy))
+    export_bundle_of(job, parity="off", reporter=QuietReporter())
+    found, _ = check(job.bundle)
+    assert [verdict.problem for verdict in found.verdicts] == [None] * len(found.verdicts)
+    assert (found.passed, found.lint) == (True, {})
+
+
+@pytest.mark.slow
+def test_a_compressor_is_built_in_both_dialects(export_bundle: Any, tmp_path: Path) -> None:
+    checkpoint = export_bundle(
+        tiny_config(kv_heads=2), precision="fp16", dialect="both", prune_at=(2,)
+    ).checkpoint
+    trained = with_compressor(checkpoint, tmp_path / "trained", 2)
+    options = ExportOptions("fp16", "both", policy="quecc", settings={"grid": 2})
+    job = prepare_job(trained, tmp_path / "bundle", options)
     export_bundle_of(job, parity="off", reporter=QuietReporter())
     found, _ = check(job.bundle)
     assert [verdict.problem for verdict in found.verdicts] == [None] * len(found.verdicts)
