@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
+from tests.compressor import with_compressor
 from tests.conftest import write_bundle
 
 from atp_calibration.derived_bundle import deriving
@@ -57,3 +59,25 @@ def test_stages_agree_with_those_they_were_made_of(
     for row in report.stages:
         # As in test_command.py: tiny widths average out less than a real model's.
         assert backend.found[row.name].cosine > (0.995 if precision == "int8" else 0.98)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_compressor_is_quantised_with_the_projector(
+    precision: str, tiny_checkpoint: Path, scenes: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    trained, bundle, out = (tmp_path / name for name in ("trained", "bundle", "quantised"))
+    with_compressor(tiny_checkpoint, trained, 2)
+    settings = {"precision": "fp32", "dialect": "portable", "settings": {"grid": 2}}
+    write_bundle(trained, bundle, policy="quecc", **settings)
+    options = QuantisationOptions(precision, ("projector",), block_size=32)
+    with deriving(Bundle.open(bundle), out, "", options.request()) as new:
+        quantise_bundle(new, read_samples(scenes, 2), options, threads=1)
+    model = ir.load(out / "onnx" / "vision.onnx")
+    made = {str(node.name) for node in model.graph if node.op_type == "DequantizeLinear"}
+    assert any("quecc.keys.linear_1" in name for name in made)
+    assert not any("quecc.text" in name for name in made)
+    backend = AgreementBackend(Bundle.open(out), threads=1)
+    with Session(Bundle.open(bundle), backend) as session:
+        session.ask("Is it red?", photos[:1], GenerationOptions(max_new_tokens=3))
+    assert backend.found["vision"].cosine > (0.995 if precision == "int8" else 0.98)
