@@ -49,13 +49,16 @@ train-demo: setup
 reproduce *arguments: setup
     {{bin}}/python -m tests.benchmarks.reproduce {{arguments}}
 
+# Workers share files of tests, as fixtures of a file are dear; each has one thread.
+pytest := "OMP_NUM_THREADS=1 " + bin / "python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile"
+
 # Run the quick tests (about 10 minutes on two cores)
 test: setup
-    {{bin}}/python -m pytest -m "not slow"
+    {{pytest}} -m "not slow"
 
 # Run every test, the slow ones too
 test-all: setup
-    {{bin}}/python -m pytest
+    {{pytest}}
 
 # Check style and types, as pre-commit does
 lint: setup

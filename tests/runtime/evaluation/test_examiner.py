@@ -92,7 +92,7 @@ def test_vision_runs_once_per_image(
     runs, session = [], sessions["pruned"]
     stages = session.model.vision._stages
     own = stages.look
-    monkeypatch.setattr(stages, "look", lambda pixels: (runs.append(1), own(pixels))[1])
+    monkeypatch.setattr(stages, "look", lambda *seen: (runs.append(1), own(*seen))[1])
     examine = examiner("pruned")
     for question in conversation_of(photos):
         examine.ask(question)

@@ -37,10 +37,10 @@ def test_every_stage_is_timed_at_every_length_and_no_token_is_pruned(measured: M
 
 
 def test_a_whole_prefill_takes_as_long_as_its_parts(measured: Measure) -> None:
-    table = measured((64,), runs=5)
+    table = measured((64,), runs=1)
     parts = sum(table.stages[f"segment_{number}"][0].median_seconds for number in range(3))
     parts += table.stages["head"][0].median_seconds + 2 * table.between[0].median_seconds
-    assert table.prefill[0].median_seconds == pytest.approx(parts, rel=0.5)
+    assert table.prefill[0].median_seconds == pytest.approx(parts)
 
 
 def test_the_rounds_are_told(answering: Path) -> None:
