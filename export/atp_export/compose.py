@@ -170,16 +170,8 @@ class StageComposer:
             structure=self._structure,
         )
         builder = StageBuilder(name, signature, opset=self._opset)
-        inputs, entry = builder.inputs, self._pieces.entry
-        pool, outputs = inputs["hidden_states"], dict[str, ir.Value]()
-        if merging:
-            (pool,) = builder.call(self._pieces.merge, [pool, inputs[MERGE_WEIGHTS]], label="merge")
-        # How long the past is made is taken from the first layer's keys.
-        past = ("past_length", cache_names(first)[0])
-        taken = [inputs[name] for name in ("keep_indices", "position_ids", *past)]
-        hidden, cos, sin, mask = builder.call(
-            entry, [pool, *taken], label="entry", names=_below("rope.", entry)
-        )
+        inputs, outputs = builder.inputs, dict[str, ir.Value]()
+        hidden, cos, sin, mask = self._entered(builder, first, merging=merging)
         structured = self._structured(builder, first)
         for layer in range(first, last):
             past_key, past_value, new_key, new_value = cache_names(layer)
@@ -196,8 +188,8 @@ class StageComposer:
                 found = structured.scores(last - 1, seen, mask, asked)
             else:
                 found = builder.call(self._pieces.scorer, [*seen, mask, *asked], label="scorer")
-            given = dict(zip((*SCORES, ROW_SCORES), found, strict=True))
-            outputs |= {name: given[name] for name in scores}
+            given = zip((*SCORES, ROW_SCORES), found, strict=True)
+            outputs |= {name: score for name, score in given if name in scores}
         if routed:
             back = [hidden, inputs["hidden_states"], inputs["keep_indices"]]
             (hidden,) = builder.call(self._pieces.exit, back, label="exit")
@@ -205,6 +197,17 @@ class StageComposer:
             router, names = self._pieces.router, {"weight": router_name(last)}
             (outputs[ROUTER_SCORES],) = builder.call(router, [hidden], label="router", names=names)
         return builder.finish({"hidden_states_out": hidden, **outputs})
+
+    def _entered(self, builder: StageBuilder, first: int, *, merging: bool) -> tuple[ir.Value, ...]:
+        """Hidden states that go on, cos and sin, and the mask."""
+        inputs, entry = builder.inputs, self._pieces.entry
+        pool = inputs["hidden_states"]
+        if merging:
+            (pool,) = builder.call(self._pieces.merge, [pool, inputs[MERGE_WEIGHTS]], label="merge")
+        # How long the past is made is taken from the first layer's keys.
+        past = ("past_length", cache_names(first)[0])
+        taken = [inputs[name] for name in ("keep_indices", "position_ids", *past)]
+        return builder.call(entry, [pool, *taken], label="entry", names=_below("rope.", entry))
 
     def _structured(
         self, builder: StageBuilder, first: int

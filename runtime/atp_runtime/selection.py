@@ -187,25 +187,9 @@ class PointSelector:
         Raises:
             CheckFailedError: A visual token's score is NaN or infinite.
         """
-        own = self._finite("scores.self", scores_self[visual.index])
-        cross = self._finite("scores.cross", scores_cross[visual.index])
         images = _by_image(visual.image)
-        hidden = self._downloaded("hidden states", visual.hidden)
-        attention = self._downloaded("attention rows", visual.attention)
-        verdicts = [
-            self._decide(
-                ImageScores(
-                    own[at],
-                    cross[at],
-                    has_text,
-                    visual.row[at],
-                    visual.column[at],
-                    hidden(at),
-                    attention((slice(None), at)),
-                )
-            )
-            for at in images.values()
-        ]
+        shown = self._shown(scores_self, scores_cross, has_text, visual)
+        verdicts = [self._decide(shown(at)) for at in images.values()]
         wanted = [self._bounded(verdict) for verdict in verdicts]
         counts = self._limited(wanted, limit) if limit and images else wanted
         kept = np.zeros(len(visual), dtype=np.bool_)
@@ -229,6 +213,28 @@ class PointSelector:
         if merges is not None:
             kept[merges.place] = True
         return Selection(kept, "; ".join(notes) or None, diagnostics, merges)
+
+    def _shown(
+        self,
+        scores_self: FloatArray,
+        scores_cross: FloatArray,
+        has_text: bool,
+        visual: VisualTokens,
+    ) -> Callable[[IndexArray | slice], ImageScores]:
+        """Gives what the rule sees of the visual tokens in some places; see `__call__`."""
+        own = self._finite("scores.self", scores_self[visual.index])
+        cross = self._finite("scores.cross", scores_cross[visual.index])
+        hidden = self._downloaded("hidden states", visual.hidden)
+        attention = self._downloaded("attention rows", visual.attention)
+        return lambda at: ImageScores(
+            own[at],
+            cross[at],
+            has_text,
+            visual.row[at],
+            visual.column[at],
+            hidden(at),
+            attention((slice(None), at)),
+        )
 
     def _downloaded(self, name: str, download: Callable[[], FloatArray] | None) -> _OfImage:
         """Gives an image's part of what is downloaded for all, at once and if it is asked for."""
