@@ -49,8 +49,10 @@ train-demo: setup
 reproduce *arguments: setup
     {{bin}}/python -m tests.benchmarks.reproduce {{arguments}}
 
-# Workers share files of tests, as fixtures of a file are dear; each has one thread.
-pytest := "OMP_NUM_THREADS=1 " + bin / "python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile"
+# Workers take whole files of tests, as fixtures of a file are dear. Each has one thread; the run ends if
+# one of them crashes.
+workers := "--numprocesses auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile"
+pytest := "OMP_NUM_THREADS=1 " + bin / "python -m pytest " + workers
 
 # Run the quick tests (about 10 minutes on two cores)
 test: setup
