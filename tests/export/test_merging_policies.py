@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.export.layouts import image_layout
 
 from atp_export.cli import main as atp_export
 from atp_export.policies import make_policy
@@ -42,12 +43,7 @@ def patterns(count: int = 200) -> Iterator[Pattern]:
     """Among them ties, nobody attended to, a single token, no image, two images, no text behind."""
     random = np.random.default_rng(0)
     for number in range(count):
-        sizes = [int(size) for size in random.integers(1, 40, size=number % 3)]
-        sizes = [1] * len(sizes) if number % 10 == 1 else sizes
-        begin, images = 2, []
-        for size in sizes:
-            images.append(range(begin, begin + size))
-            begin += size + int(random.integers(0, 3))
+        images, begin = image_layout(random, number)
         has_text = number % 7 != 0
         tokens = begin + 4 * has_text
         scores = random.normal(size=(2, tokens))
@@ -59,7 +55,7 @@ def patterns(count: int = 200) -> Iterator[Pattern]:
             scores[1].astype(np.float32),
             cross.astype(np.float32),
             hidden.astype(np.float32),
-            tuple(images),
+            images,
             has_text,
         )
 

@@ -14,16 +14,15 @@ import pytest
 import torch
 from PIL import Image
 from tests.compressor import Reading, drawn, with_compressor
+from tests.export import exporting
 from tests.export.command_line import Run, assert_refused
+from tests.export.exporting import parity
 from tests.routers import with_tensors
 from transformers import LlavaForConditionalGeneration
 
 from atp_calibration.quantisation.linear_layers import linear_layers
 from atp_export.footprint import predict_footprint
-from atp_export.job import ExportJob, ExportOptions, prepare_job
-from atp_export.parity import run_parity
-from atp_export.pipeline import export_bundle
-from atp_export.progress import QuietReporter
+from atp_export.job import ExportJob
 from atp_export.signatures import plan_signatures
 from atp_export.vision_policies import make_vision_policy
 from atp_models.architecture import ModelSpec
@@ -72,18 +71,11 @@ def exported(
         if (name, policy) not in made:
             setting = "quecc.grid" if "+" in policy else "grid"
             settings = {setting: TOWERS[name][1]}
-            options = ExportOptions("fp32", "portable", policy=policy, settings=settings)
-            job = prepare_job(trained(name), tmp_path_factory.mktemp("it") / "bundle", options)
-            export_bundle(job, parity="off", reporter=QuietReporter())
-            made[name, policy] = job
+            bundle = tmp_path_factory.mktemp("it") / "bundle"
+            made[name, policy] = exporting.exported(trained(name), bundle, policy, settings)
         return made[name, policy]
 
     return export
-
-
-def parity(job: ExportJob, mode: str = "full") -> Any:
-    plan = job.plan
-    return run_parity(job.checkpoint, plan.spec, plan, job.bundle, mode=mode, report=lambda _: None)
 
 
 def photo(seed: int) -> Image.Image:

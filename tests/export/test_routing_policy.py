@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tests.export.command_line import Run, assert_refused
+from tests.export.layouts import image_layout
 from tests.routers import drawn, named, with_routers, with_tensors
 
 from atp_export.cli import main as atp_export
@@ -46,18 +47,13 @@ def patterns(count: int = 200) -> Iterator[Pattern]:
     """Among them ties, one token, no image, two images, and scores below zero throughout."""
     random = np.random.default_rng(0)
     for number in range(count):
-        sizes = [int(size) for size in random.integers(1, 40, size=number % 3)]
-        sizes = [1] * len(sizes) if number % 10 == 1 else sizes
-        begin, images = 2, []
-        for size in sizes:
-            images.append(range(begin, begin + size))
-            begin += size + int(random.integers(0, 3))
+        images, begin = image_layout(random, number)
         scores = random.normal(size=begin + 4 * (number % 7 != 0))
         if number % 4 == 0:  # ties
             scores = np.round(scores)
         if number % 11 == 0:
             scores = -np.abs(scores) - 1
-        yield Pattern(scores.astype(np.float32), tuple(images))
+        yield Pattern(scores.astype(np.float32), images)
 
 
 def routed_by(point: PruningPoint, pattern: Pattern) -> dict[int, float]:

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 from tests.export.command_line import Run
+from tests.export.exporting import parity
 
 from atp_export.check.lint import lint
 from atp_export.engines.options import EngineOptions
@@ -77,12 +78,6 @@ def exported(checkpoint: Path, bundle: Path, config: dict[str, Any], **options: 
         write_manifest(job, workspace)
         workspace.publish()
     return job
-
-
-def parity(job: ExportJob, mode: str) -> ParityReport:
-    return run_parity(
-        job.checkpoint, job.plan.spec, job.plan, job.bundle, mode=mode, report=lambda _: None
-    )
 
 
 def misses(report: ParityReport) -> list[Any]:

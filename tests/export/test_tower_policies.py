@@ -12,15 +12,15 @@ import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
+from tests.export import exporting
+from tests.export.exporting import checkpoints, parity
 from tests.export.test_vision_policies import squares
 from transformers import LlavaForConditionalGeneration
 
 from atp_calibration.quantisation.linear_layers import PARTS, linear_layers
 from atp_export.compose import StageComposer
 from atp_export.job import ExportJob, ExportOptions, prepare_job
-from atp_export.parity import run_parity, sampled
-from atp_export.pipeline import export_bundle
-from atp_export.progress import QuietReporter
+from atp_export.parity import sampled
 from atp_export.signatures import plan_signatures
 from atp_models.architecture import read_architecture
 from atp_models.checkpoint import Checkpoint
@@ -54,15 +54,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A checkpoint with one of `TOWERS`; shared, so no test may change it."""
-    made: dict[str, Path] = {}
-
-    def checkpoint(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("tower")
-            write_random_checkpoint(made[name], tiny_config(**TOWERS[name]))
-        return made[name]
-
-    return checkpoint
+    return checkpoints(tmp_path_factory, TOWERS)
 
 
 @pytest.fixture(scope="session")
@@ -76,18 +68,11 @@ def exported(tower: Callable[[str], Path], tmp_path_factory: pytest.TempPathFact
             settings = LAYERS[first]
             if second:
                 settings = {f"{first}.{name}": value for name, value in settings.items()}
-            options = ExportOptions("fp32", "portable", policy=policy, settings=settings)
-            job = prepare_job(tower(name), tmp_path_factory.mktemp("merged") / "bundle", options)
-            export_bundle(job, parity="off", reporter=QuietReporter())
-            made[name, policy] = job
+            bundle = tmp_path_factory.mktemp("merged") / "bundle"
+            made[name, policy] = exporting.exported(tower(name), bundle, policy, settings)
         return made[name, policy]
 
     return export
-
-
-def parity(job: ExportJob, mode: str = "full") -> Any:
-    plan = job.plan
-    return run_parity(job.checkpoint, plan.spec, plan, job.bundle, mode=mode, report=lambda _: None)
 
 
 def test_patches_leave_in_equal_steps(make_job: MakeJob) -> None:

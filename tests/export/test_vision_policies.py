@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import shape_inference
 from PIL import Image
+from tests.export.exporting import checkpoints
 from transformers import LlavaForConditionalGeneration
 
 from atp_export.cli import main as atp_export
@@ -64,15 +65,7 @@ TRAINED = ("quecc",)  # no checkpoint here holds its weights
 @pytest.fixture(scope="session")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A checkpoint with one of `TOWERS`; shared, so no test may change it."""
-    made: dict[str, Path] = {}
-
-    def checkpoint(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("tower")
-            write_random_checkpoint(made[name], tiny_config(**TOWERS[name]))
-        return made[name]
-
-    return checkpoint
+    return checkpoints(tmp_path_factory, TOWERS)
 
 
 @pytest.fixture(scope="session")
