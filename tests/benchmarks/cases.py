@@ -15,6 +15,7 @@ from tests.benchmarks.forced_selection import counts_for_average
 from tests.benchmarks.load import Load, measure_load
 from tests.benchmarks.measure import Row, at_least, at_most, interleaved, ratio, run_child
 from tests.benchmarks.overhead import measure_overhead
+from tests.benchmarks.quantised import quantised
 from tests.benchmarks.scoring import scoring_cost
 from tests.benchmarks.workbench import BIN, DEMO, NARROW, OUTPUT, WIDE, WORK, bundle, checkpoint
 from tests.runtime.latency.published import leave_one_out
@@ -307,6 +308,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "transformers": (transformers, "1b"),
     "export": (export, "7b"),
     "structure": (structure, WIDE),
+    "quantised": (quantised, "1b"),
     "policies": (policies, "1b"),
     "budgets": (budgets, DEMO),
     "deadlines": (deadlines, DEMO),

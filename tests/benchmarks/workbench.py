@@ -10,9 +10,6 @@ ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "bench-output"
 WORK = OUTPUT / "work"
 BIN = Path(sys.executable).parent
-DEMO = "demo"
-"""The trained one."""
-
 NARROW = "narrow"
 """LLaVA-1.5-7B's layers, visual tokens and vocabulary, 64 wide: for what width does not change."""
 

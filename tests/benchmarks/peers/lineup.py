@@ -16,8 +16,8 @@ from tests.benchmarks.forced_selection import counts_for_average
 from tests.benchmarks.peers.contest import Case, Contestant
 from tests.benchmarks.peers.contestants import OUR_COMMAND, OURS, PEERS, Peer, peer_environment
 from tests.benchmarks.peers.made_once import bytes_of, made_once
-from tests.benchmarks.peers.quantised import quantised_bundle
 from tests.benchmarks.peers.text_checkpoint import text_checkpoint
+from tests.benchmarks.quantised import quantised_bundle
 from tests.benchmarks.workbench import WORK, checkpoint
 
 from atp_models.architecture import read_architecture
@@ -128,7 +128,7 @@ class Lineup:
         """This project's, `word` being "dense" or "pruned"."""
         dense = ("--dense",) if word == "dense" else ()
         if precision == "int8":
-            return quantised_bundle(self.bundle(word, "fp32"))
+            return quantised_bundle(self.bundle(word, "fp32"), "int8")
         name = word if precision == "fp32" else f"{word}-{precision}"
         return workbench.bundle(self._plan.shape, name, "--precision", precision, *dense)
 

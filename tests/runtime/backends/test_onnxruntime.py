@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from atp_runtime.backends import Backend, DeviceArray, LoadedStage, open_backend
+from atp_runtime.backends.onnxruntime_session import load_library, session_options
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError, MachineError
 from atp_runtime.manifest import Manifest, Stage, TensorSpec, read_manifest
@@ -276,3 +277,26 @@ def test_hand_made_stages_load_as_their_manifest_declares(hand_made: Path) -> No
     backend, bundle = open_backend(threads=1), Bundle.open(hand_made)
     for stage in manifest.stages:
         backend.load(bundle, stage).close()
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.INT4, TensorProto.INT8])
+def test_weights_of_few_bits_are_multiplied_as_integers(dtype: int, tmp_path: Path) -> None:
+    values = np.zeros((64, 32), np.int8)
+    weight = helper.make_tensor("weight", dtype, values.shape, values.ravel().tolist())
+    scales = numpy_helper.from_array(np.ones((2, 32), np.float32), "scales")
+    nodes = [
+        helper.make_node("DequantizeLinear", ["weight", "scales"], ["w"], axis=0, block_size=32),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 32])
+    graph = helper.make_graph(nodes, "graph", [x], [y], [weight, scales])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    library = load_library()
+    options = session_options(library, threads=1)
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    library.InferenceSession(model.SerializeToString(), options)
+    (product,) = onnx.load(tmp_path / "optimised.onnx").graph.node
+    chosen = {it.name: it.i for it in product.attribute}
+    assert product.op_type == "MatMulNBits"
+    assert chosen["accuracy_level"] == 4
