@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +55,14 @@ class Bundle:
             file = _checked_size(bundle, name, record)
             _check_hash(file, name, record, again=verify == "full")
         return bundle
+
+    def in_dialect(self, name: str) -> Bundle:
+        """The bundle as it is seen in one of its dialects: each stage's `graph` is written in it.
+
+        Raises:
+            InputError: It has no graphs in that dialect.
+        """
+        return replace(self, manifest=self.manifest.in_dialect(name))
 
     def path(self, relative: str) -> Path:
         """The resolved path of a file of the bundle.

@@ -37,6 +37,7 @@ from atp_runtime.tensor_names import (
 FORMAT = "atp-bundle"
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+PORTABLE, NATIVE = "portable", "native"  # dialects
 
 
 @dataclass(frozen=True)

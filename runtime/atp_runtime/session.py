@@ -49,6 +49,7 @@ class Session:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        bundle = backend.fastest_view(bundle)
         processor = bundle.root / bundle.manifest.processor
         tokenizer = Tokenizer.from_dir(processor)
         template = ChatTemplate.from_dir(processor)

@@ -26,8 +26,8 @@ class BundleRunner:
     """A bundle's decoder with forced numbers of visual tokens."""
 
     def __init__(self, path: Path, capacity: int = 1024) -> None:
-        self.bundle = Bundle.open(path)
         backend = open_backend("onnxruntime", threads=THREADS)
+        self.bundle = backend.fastest_view(Bundle.open(path))
         self.decoder = SegmentedDecoder(self.bundle, backend, capacity)
         self.manifest = self.bundle.manifest
         random = np.random.default_rng(0)

@@ -58,7 +58,7 @@ class AgreementBackend(OnnxRuntimeBackend):
     def __init__(self, other: Bundle, *, threads: int | None = None) -> None:
         super().__init__(threads=threads)
         self.found: dict[str, Agreement] = {}
-        self._other = other
+        self._other = self.fastest_view(other)
 
     def load(self, bundle: Bundle, stage: Stage) -> LoadedStage:
         """Loads a stage, and the other bundle's if it is another file."""

@@ -17,7 +17,6 @@ import onnx
 from atp_export.check.int8 import assumed_ranges, sampled_ranges, write_int8
 from atp_export.check.lint import lint
 from atp_export.engines.build import build_stage
-from atp_export.engines.dialect import PORTABLE, in_dialect
 from atp_export.engines.failures import BuildFailedError, GraphRefusedError
 from atp_export.engines.library import Library, check_library
 from atp_export.engines.monitor import SilentMonitor
@@ -25,7 +24,7 @@ from atp_export.engines.options import EngineOptions
 from atp_export.engines.profiles import stage_profiles
 from atp_export.progress import Reporter
 from atp_runtime.bundle import Bundle
-from atp_runtime.manifest import Stage
+from atp_runtime.manifest import PORTABLE, Stage
 
 INT8 = "int8"
 
@@ -115,7 +114,7 @@ def check_bundle(bundle: Bundle, options: EngineOptions, reporter: Reporter) -> 
     start = time.perf_counter()
     library = check_library()
     dialects = (options.dialect,) if options.dialect else bundle.manifest.dialects
-    views = {dialect: in_dialect(bundle, dialect) for dialect in dialects}
+    views = {dialect: bundle.in_dialect(dialect) for dialect in dialects}
     ranges, source = _ranges(bundle, reporter)
     verdicts, complaints = [], {}
     with tempfile.TemporaryDirectory(prefix="atp-check-") as folder:

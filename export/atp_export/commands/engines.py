@@ -13,7 +13,6 @@ from atp_export.commands.outcome import end
 from atp_export.engines.builder import BuildResult, build_engines
 from atp_export.engines.comparison import EnginesReport, check_engines, check_failure, report_file
 from atp_export.engines.describe import print_agreement, print_engines, print_forecast
-from atp_export.engines.dialect import PORTABLE
 from atp_export.engines.library import Library, device_library
 from atp_export.engines.memory import forecast_build
 from atp_export.engines.options import EngineOptions, engine_options
@@ -24,7 +23,7 @@ from atp_runtime.backends import open_backend
 from atp_runtime.bundle import Bundle
 from atp_runtime.cli.command import print_json
 from atp_runtime.errors import CheckFailedError
-from atp_runtime.manifest import read_manifest
+from atp_runtime.manifest import PORTABLE, read_manifest
 from atp_runtime.schema import to_json
 
 

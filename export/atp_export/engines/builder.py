@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 from atp_export.engines.build import PROFILING_VERBOSITY, build_stage
-from atp_export.engines.dialect import choose_dialect, in_dialect
+from atp_export.engines.dialect import choose_dialect
 from atp_export.engines.library import Library
 from atp_export.engines.memory import available_memory, plan_bytes
 from atp_export.engines.monitor import BuildMonitor, PhaseBars, SilentMonitor
@@ -80,7 +80,7 @@ def build_engines(
     start = perf_counter()
     native = library.has_native_operators
     dialect = choose_dialect(bundle.manifest, has_native=native, wanted=options.dialect)
-    bundle = in_dialect(bundle, dialect)
+    bundle = bundle.in_dialect(dialect)
     manifest = bundle.manifest
     jobs = [_job(manifest, stage, library.target, options) for stage in manifest.stages]
     with EngineDirectory(bundle.root, library.target, dialect).open() as directory:

@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from atp_export.engines.agreement import Bound, TensorAgreement, bound_of, compare_outputs
 from atp_export.engines.alignment import aligned
 from atp_export.engines.builder import BuildResult, StageEngine
-from atp_export.engines.dialect import PORTABLE, in_dialect
 from atp_export.engines.profiles import tensor_shape
 from atp_export.engines.samples import Array, Moment, moments, sample_inputs
 from atp_export.progress import Reporter
@@ -24,7 +23,7 @@ from atp_runtime.backends import Backend, LoadedStage, item_size
 from atp_runtime.bundle import Bundle
 from atp_runtime.engine_set import DECODE, Target
 from atp_runtime.errors import CheckFailedError, InputError
-from atp_runtime.manifest import Stage
+from atp_runtime.manifest import PORTABLE, Stage
 from atp_runtime.schema import from_json, to_json
 from atp_runtime.tensor_names import ROUTER_SCORES, ROW_SCORES, SCORES, TOWER_KEPT
 from atp_runtime.tower_merging import TowerMerge
@@ -102,7 +101,7 @@ def check_engines(
     """
     held = bundle.manifest.dialects
     reference_dialect = PORTABLE if PORTABLE in held else built.dialect
-    views = in_dialect(bundle, built.dialect), in_dialect(bundle, reference_dialect)
+    views = bundle.in_dialect(built.dialect), bundle.in_dialect(reference_dialect)
     bound = bound_of(bundle.manifest)
     path = bundle.root / report_file(built.target)
     report = EnginesReport(False, built.target, built.dialect, reference_dialect, bound)

@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError
-from atp_runtime.manifest import Manifest
-
-PORTABLE, NATIVE = "portable", "native"
-
-
-def in_dialect(bundle: Bundle, dialect: str) -> Bundle:
-    """The bundle as it is seen in one of its dialects: each stage's `graph` is written in it.
-
-    Raises:
-        InputError: It has no graphs in that dialect.
-    """
-    return replace(bundle, manifest=bundle.manifest.in_dialect(dialect))
+from atp_runtime.manifest import NATIVE, PORTABLE, Manifest
 
 
 def choose_dialect(manifest: Manifest, *, has_native: bool, wanted: str | None = None) -> str:

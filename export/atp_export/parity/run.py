@@ -118,6 +118,6 @@ def _checks(
     for dialect in plan.dialects:
         if len(plan.dialects) > 1:
             report(f"parity: dialect {dialect}")
-        view = Bundle(bundle.root, bundle.manifest.in_dialect(dialect))
+        view = bundle.in_dialect(dialect)
         checks += [replace(made, dialect=dialect) for made in check(view)]
     return tuple(checks)

@@ -212,6 +212,10 @@ class Backend(ABC):
         """
         return self.allocate(nbytes)
 
+    def fastest_view(self, bundle: Bundle) -> Bundle:
+        """The bundle in the dialect that runs fastest here, its own unless overridden."""
+        return bundle
+
     @abstractmethod
     def load(self, bundle: Bundle, stage: Stage) -> LoadedStage:
         """Makes a stage of the bundle ready to run.

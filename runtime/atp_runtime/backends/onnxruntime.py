@@ -22,13 +22,14 @@ from atp_runtime.backends.base import (
 )
 from atp_runtime.backends.onnxruntime_session import (
     OnnxRuntimeStage,
+    has_opset_24,
     load_library,
     open_session,
     session_options,
 )
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError, MachineError
-from atp_runtime.manifest import Stage
+from atp_runtime.manifest import NATIVE, Stage
 
 
 class OnnxRuntimeBackend(Backend):
@@ -71,6 +72,11 @@ class OnnxRuntimeBackend(Backend):
         start = -memory.ctypes.data % ALIGNMENT
         aligned = memory[start : start + nbytes]
         return DeviceBuffer(memory.ctypes.data + start, nbytes, aligned)
+
+    def fastest_view(self, bundle: Bundle) -> Bundle:
+        """The native dialect, whose attention is one operator, where the library has opset 24."""
+        known = NATIVE in bundle.manifest.dialects and has_opset_24(self._library)
+        return bundle.in_dialect(NATIVE) if known else bundle
 
     def load(self, bundle: Bundle, stage: Stage) -> LoadedStage:
         """Makes a session of the stage's graph; its weights are mapped, and read if packed."""

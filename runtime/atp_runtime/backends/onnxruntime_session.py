@@ -89,6 +89,12 @@ def load_library() -> Any:
     return onnxruntime
 
 
+def has_opset_24(library: Any) -> bool:
+    """Whether it runs opset 24, as ONNX Runtime does since 1.24."""
+    major, minor = library.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (1, 24)
+
+
 def session_options(library: Any, threads: int | None) -> Any:
     """Options for sessions that run one after the other.
 

@@ -13,7 +13,6 @@ from atp_export.check.int8 import sampled_ranges, write_int8
 from atp_export.engines.agreement import BOUNDS
 from atp_export.engines.builder import BuildResult, StageEngine
 from atp_export.engines.comparison import check_engines
-from atp_export.engines.dialect import NATIVE, PORTABLE, in_dialect
 from atp_export.engines.options import EngineOptions
 from atp_export.engines.profiles import stage_profiles
 from atp_export.progress import QuietReporter
@@ -21,7 +20,7 @@ from atp_models.random_configs import tiny_config
 from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from atp_runtime.bundle import Bundle
 from atp_runtime.engine_set import Engine, Target
-from atp_runtime.manifest import FileRecord, Quantisation, Stage
+from atp_runtime.manifest import NATIVE, PORTABLE, FileRecord, Quantisation, Stage
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +36,7 @@ def quantised(export_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> B
     ranges = sampled_ranges(bundle)
     assert ranges is not None
     for dialect in (PORTABLE, NATIVE):
-        view = in_dialect(bundle, dialect)
+        view = bundle.in_dialect(dialect)
         for stage in view.manifest.stages:
             graph = view.path(stage.graph)
             copy = graph.with_name(f"int8-{dialect}-{stage.name}.onnx")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from atp_export.engines.dialect import choose_dialect, in_dialect
+from atp_export.engines.dialect import choose_dialect
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError
 from atp_runtime.manifest import Manifest
@@ -53,11 +53,11 @@ def test_native_graphs_need_their_operators(make_manifest: Make, both: Manifest)
 
 def test_a_bundle_is_seen_in_a_dialect(both: Manifest, tmp_path: object) -> None:
     bundle = Bundle(tmp_path, both)  # type: ignore[arg-type]
-    seen = in_dialect(bundle, "native").manifest
+    seen = bundle.in_dialect("native").manifest
     assert seen.stage("head").graph == "onnx/head.native.onnx"
     assert seen.stage("head").data == both.stage("head").data
 
 
 def test_a_dialect_the_bundle_lacks_is_refused(make_manifest: Make, tmp_path: object) -> None:
     with pytest.raises(InputError, match="native"):
-        in_dialect(Bundle(tmp_path, make_manifest()), "native")  # type: ignore[arg-type]
+        Bundle(tmp_path, make_manifest()).in_dialect("native")  # type: ignore[arg-type]

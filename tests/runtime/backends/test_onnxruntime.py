@@ -1,9 +1,10 @@
-import dataclasses
 import gc
 import sys
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from atp_runtime.backends import Backend, DeviceArray, LoadedStage, open_backend
-from atp_runtime.backends.onnxruntime_session import load_library, session_options
+from atp_runtime.backends.onnxruntime_session import has_opset_24, load_library, session_options
 from atp_runtime.bundle import Bundle
 from atp_runtime.errors import InputError, MachineError
 from atp_runtime.manifest import Manifest, Stage, TensorSpec, read_manifest
@@ -120,9 +121,9 @@ def test_run_counts_its_calls_and_moves_nothing(bundle: Bundle, backend: Backend
     stage = backend.load(bundle, SUM_STAGE)
     past, new = backend.upload(half([[1, 1]])), backend.upload(half([[1, 1]]))
     total = backend.allocate(4).array((1, 1, 2), "float16")
-    before = dataclasses.replace(backend.traffic)
+    before = replace(backend.traffic)
     stage.run({"past": past, "new": new}, {"total": total})
-    assert backend.traffic == dataclasses.replace(before, stage_calls=before.stage_calls + 1)
+    assert backend.traffic == replace(before, stage_calls=before.stage_calls + 1)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_load_names_the_tensor_when_graph_and_manifest_differ(
     named: str,
 ) -> None:
     with pytest.raises(InputError, match=named):
-        backend.load(bundle, dataclasses.replace(SUM_STAGE, **changed))
+        backend.load(bundle, replace(SUM_STAGE, **changed))
 
 
 def test_backend_says_how_to_install_onnx_runtime_when_it_is_missing(
@@ -277,6 +278,22 @@ def test_hand_made_stages_load_as_their_manifest_declares(hand_made: Path) -> No
     backend, bundle = open_backend(threads=1), Bundle.open(hand_made)
     for stage in manifest.stages:
         backend.load(bundle, stage).close()
+
+
+def test_the_native_dialect_is_run_where_the_bundle_holds_it(bundle: Bundle) -> None:
+    backend, held = open_backend(threads=1), bundle.manifest
+    assert backend.fastest_view(bundle) is bundle
+    stages = tuple(replace(it, other_graphs={"native": f"{it.name}.24"}) for it in held.stages)
+    manifest = replace(held, stages=stages, other_dialects={"native": 24})
+    seen = backend.fastest_view(replace(bundle, manifest=manifest)).manifest
+    assert {stage.graph for stage in seen.stages} == {f"{it.name}.24" for it in held.stages}
+
+
+@pytest.mark.parametrize(
+    ("version", "known"), [("1.23.2", False), ("1.24.0", True), ("1.31.1", True), ("2.0.0", True)]
+)
+def test_opset_24_came_with_1_24(version: str, known: bool) -> None:
+    assert has_opset_24(SimpleNamespace(__version__=version)) is known
 
 
 @pytest.mark.parametrize("dtype", [TensorProto.INT4, TensorProto.INT8])

@@ -25,10 +25,10 @@ def open_model(job: dict[str, Any]) -> Generate:
     A case's `keep` says that its prompt holds an image, behind a few tokens of text, and how many
     of that stay after each pruning point.
     """
-    bundle = Bundle.open(Path(job["artefact"]))
+    backend = open_backend("onnxruntime", threads=job["threads"])
+    bundle = backend.fastest_view(Bundle.open(Path(job["artefact"])))
     manifest = bundle.manifest
     table = EmbeddingTable.open(bundle)
-    backend = open_backend("onnxruntime", threads=job["threads"])
     decoder = SegmentedDecoder(bundle, backend, job["capacity"])
     points = [stage.pruning for stage in manifest.segments if stage.pruning]
 

@@ -15,8 +15,9 @@ from atp_runtime.vision_stages import VisionStages
 
 def open_model(job: dict[str, Any]) -> Generate:
     """Loads the tower and the projector of a bundle."""
-    bundle = Bundle.open(Path(job["artefact"]))
-    stages = VisionStages(bundle, open_backend("onnxruntime", threads=job["threads"]))
+    backend = open_backend("onnxruntime", threads=job["threads"])
+    bundle = backend.fastest_view(Bundle.open(Path(job["artefact"])))
+    stages = VisionStages(bundle, backend)
     size = bundle.manifest.vision.image_size
     pixels = np.random.default_rng(0).standard_normal((3, *size)).astype(np.float32)
 
