@@ -6,6 +6,7 @@ import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.benchmarks.workbench import BIN, DEMO, NARROW, OUTPUT, WIDE, WORK, bu
 from tests.runtime.latency.published import leave_one_out
 
 from atp_runtime.decoder_results import StageCall
-from atp_runtime.manifest import Manifest, read_manifest
+from atp_runtime.manifest import NATIVE, PORTABLE, Manifest, read_manifest
 from atp_runtime.statistics import cached_bytes, mean_visual_tokens, run_flops
 from atp_runtime.structure_work import paper_flops
 
@@ -82,6 +83,23 @@ def segments(shape: str, rounds: int) -> list[Row]:
         at_most("prefill, 4 segments / 1", ratio(prefill["four"], prefill["one"]), 1.03),
         at_most("decode, 4 segments / 1", ratio(decode["four"], decode["one"]), 1.03),
     ]
+
+
+def dialects(shape: str, rounds: int) -> list[Row]:
+    """One operator for attention against many, at two lengths, and decode behind them."""
+    path, rows = bundle(shape, "dense", "--precision", "fp32", "--dense"), []
+    held = {name: BundleRunner(path, dialect=name) for name in (PORTABLE, NATIVE)}
+    for kept in (576, 144):
+        prefill = interleaved(
+            {name: partial(it.prefill, kept) for name, it in held.items()}, rounds=rounds
+        )
+        decode = interleaved(
+            {name: partial(it.decode, STEPS) for name, it in held.items()}, rounds=rounds
+        )
+        for what, times in (("prefill", prefill), ("decode", decode)):
+            value = ratio(times[PORTABLE], times[NATIVE])
+            rows.append(Row(f"{kept} visual: {what}, portable / native", value, "x"))
+    return rows
 
 
 def pruning(shape: str, rounds: int) -> list[Row]:
@@ -304,6 +322,7 @@ def policies(shape: str, rounds: int) -> list[Row]:
 CASES: dict[str, tuple[Case, str]] = {
     "startup": (startup, "1b"),
     "segments": (segments, "1b"),
+    "dialects": (dialects, "1b"),
     "pruning": (pruning, "1b"),
     "transformers": (transformers, "1b"),
     "export": (export, "7b"),
