@@ -53,7 +53,11 @@ TOWER_KEPT = "tower.kept"
 """The patches that stayed at each merge inside a tower, see `TowerMerge`."""
 
 
+PAST, PRESENT = "past_key_values.", "present."
+"""How the names of cached keys and values begin, and those of new ones."""
+
+
 def cache_names(layer: int) -> tuple[str, str, str, str]:
     """Names of a layer's past key, past value, new key and new value, by global index."""
-    past, present = f"past_key_values.{layer}", f"present.{layer}"
+    past, present = f"{PAST}{layer}", f"{PRESENT}{layer}"
     return f"{past}.key", f"{past}.value", f"{present}.key", f"{present}.value"

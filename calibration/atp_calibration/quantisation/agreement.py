@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from atp_runtime.backends.base import Backend, DeviceArray, LoadedStage
 from atp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from atp_runtime.bundle import Bundle
 from atp_runtime.manifest import Stage
+from atp_runtime.tensor_names import PAST, PRESENT
 
 _OUTPUTS = ("hidden_states_out", "image_features", "patch_features", "logits")
 
@@ -47,6 +50,8 @@ class Agreement:
 class AgreementBackend(OnnxRuntimeBackend):
     """Runs a bundle and, beside each stage that differs, another bundle's on the same inputs.
 
+    The other's past keys and values are its own, from the same inputs of earlier runs.
+
     Args:
         other: The other bundle.
         threads: As `OnnxRuntimeBackend`.
@@ -79,18 +84,40 @@ class _ComparedStage(LoadedStage):
         self._loaded = loaded
         self._other = other
         self._agreement = agreement
+        self._cached: dict[str, npt.NDArray[Any]] = {}
 
     def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         scratch = {
             name: self._backend.allocate(it.nbytes).array(it.shape, it.dtype)
             for name, it in outputs.items()
         }
-        self._other.run(inputs, scratch)
+        self._other.run({**inputs, **self._own_past(inputs)}, scratch)
         self._loaded.run(inputs, outputs)
+        self._keep(inputs, scratch)
         name = next(name for name in _OUTPUTS if name in outputs)
         self._agreement.add(
             self._backend.download(outputs[name]), self._backend.download(scratch[name])
         )
+
+    def _own_past(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
+        """Past keys and values as the other computed them: its values may have another scale."""
+        return {
+            name: self._upload(self._cached[name][:, : array.shape[1]], array.dtype)
+            for name, array in inputs.items()
+            if name in self._cached
+        }
+
+    def _keep(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        for name, array in inputs.items():
+            if name.startswith(PAST):
+                new = self._backend.download(outputs[name.replace(PAST, PRESENT)])
+                before = self._cached.get(name, new)[:, : array.shape[1]]
+                self._cached[name] = np.concatenate([before, new], axis=1)
+
+    def _upload(self, values: npt.NDArray[Any], dtype: str) -> DeviceArray:
+        array = self._backend.allocate(values.nbytes).array(values.shape, dtype)
+        self._backend.write(array, values)
+        return array
 
     def close(self) -> None:
         self._loaded.close()

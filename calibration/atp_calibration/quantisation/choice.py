@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atp_calibration.quantisation.layer_input import LayerInput
+from atp_calibration.quantisation.shared_heads import SharedHeads
 
 INT8, INT4 = "int8", "int4"
 PRECISIONS = (INT8, INT4)
@@ -49,6 +50,7 @@ def migration_scale(
     alpha: float | None,
     seen: LayerInput,
     weight_rows: npt.NDArray[np.floating],
+    heads: SharedHeads | None = None,
 ) -> npt.NDArray[np.float32]:
     """What the input is divided and the weights are multiplied by, per channel: float32 [in].
 
@@ -61,16 +63,21 @@ def migration_scale(
         alpha: None gives ones.
         seen: The input.
         weight_rows: The largest magnitudes in the weights per input channel, [in].
+        heads: Where the division goes into v, which channels have one scale.
     """
     scale = np.ones(seen.channels)
     if alpha is None:
         return scale.astype(np.float32)
     largest, rows = seen.largest.astype(np.float64), weight_rows.astype(np.float64)
+    mean = seen.mean
+    if heads is not None:
+        largest, rows = heads.tied(largest, np.max), heads.tied(rows, np.max)
+        mean = heads.tied(mean, np.mean)
     alive = (largest > 0) & (rows > 0)
     if precision == INT8:
         scale[alive] = largest[alive] ** alpha / rows[alive] ** (1 - alpha)
     else:
-        scale[alive] = seen.mean[alive] ** alpha
+        scale[alive] = mean[alive] ** alpha
     if alive.any():
         scale[alive] /= np.exp(np.log(scale[alive]).mean())
     return np.clip(scale, 1e-3, 1e3).astype(np.float32)

@@ -2,20 +2,24 @@
 
 SmoothQuant (arXiv 2211.10438) and AWQ (arXiv 2306.00978) divide a linear layer's input by a scale
 per channel and multiply its weight by it. That costs nothing where the division goes into stored
-numbers: the weights of the norm before (q, k, v, gate, up, fc1), or the columns of the layer whose
-output is multiplied by the gate (down). Elsewhere (o, fc2) there is no such place.
+numbers: the weights of the norm before (q, k, v, gate, up, fc1), the columns of the layer whose
+output is multiplied by the gate (down), or those of v (o), because attention mixes the rows of v,
+each column by itself. Elsewhere (fc2) there is no such place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from atp_calibration.quantisation.linear_layers import LinearLayer, linear_layers
+from atp_calibration.quantisation.shared_heads import SharedHeads
 
 _NORMS = ("RMSNormalization", "LayerNormalization")
+_MIXED = re.compile(r"\.(o|out)_proj\.weight$")  # towers have the longer name
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,12 @@ class Fold:
     Attributes:
         vectors: Initialisers [in]: a norm's weight and bias, or the bias of `columns`.
         columns: The weight [..., in] of the linear layer before, or None.
+        heads: How the channels come from those columns, if not one from each.
     """
 
     vectors: tuple[str, ...]
     columns: str | None = None
+    heads: SharedHeads | None = None
 
 
 @dataclass(frozen=True)
@@ -59,34 +65,62 @@ def find_groups(model: ir.Model, parts: frozenset[str] | None = None) -> tuple[G
         parts: See `linear_layers`.
     """
     readers: dict[ir.Value, list[LinearLayer]] = {}
+    named = {layer.name: layer for layer in linear_layers(model, parts)}
     for layer in linear_layers(model, parts):
         readers.setdefault(layer.activation, []).append(layer)
     return tuple(
-        Group(tuple(layer.name for layer in layers), layers[0].channels, _fold(value, layers))
+        Group(
+            tuple(layer.name for layer in layers), layers[0].channels, _fold(value, layers, named)
+        )
         for value, layers in readers.items()
     )
 
 
-def _fold(value: ir.Value, layers: Sequence[LinearLayer]) -> Fold | None:
+def _fold(
+    value: ir.Value, layers: Sequence[LinearLayer], named: Mapping[str, LinearLayer]
+) -> Fold | None:
     nodes = {layer.node for layer in layers}
     # The head's weight may be the token table, which nothing multiplies.
     fixed = any(layer.transposed for layer in layers)
     if fixed or value.is_graph_output() or any(use.node not in nodes for use in value.uses()):
         return None
+    name, channels = layers[0].name, layers[0].channels
+    if _MIXED.search(name):
+        values = named.get(_MIXED.sub(".v_proj.weight", name))
+        return None if values is None else _of_values(values, channels)
+    return _of_producer(value, channels)
+
+
+def _of_producer(value: ir.Value, channels: int) -> Fold | None:
+    """What made the value: a norm, or a product."""
     node = value.producer()
     while node is not None and node.op_type == "Cast":
         before = node.inputs[0]
         if before is None or not _used_once(before):
             return None
         node = before.producer()
-    if node is None:
-        return None
-    channels = layers[0].channels
-    if node.op_type in _NORMS:
+    if node is not None and node.op_type in _NORMS:
         return _of_vectors(node.inputs[1:], channels)
-    if node.op_type == "Mul":
+    if node is not None and node.op_type == "Mul":
         return _of_product(node, channels)
     return None
+
+
+def _of_values(values: LinearLayer, channels: int) -> Fold | None:
+    """The columns of v, if they become heads at once; query heads may share them."""
+    assert values.weight.shape is not None  # noqa: S101 - an initialiser
+    width = int(values.weight.shape[1])
+    value = values.node.outputs[0]
+    use = next(iter(value.uses())).node
+    if use.op_type == "Add":  # a bias
+        value = use.outputs[0]
+        use = next(iter(value.uses())).node
+    shape = use.inputs[1] if use.op_type == "Reshape" else None
+    found = _of_layer(value, width)
+    if found is None or shape is None or shape.const_value is None:
+        return None
+    head_dim = int(shape.const_value.numpy()[-1])
+    return replace(found, heads=SharedHeads(channels // width, head_dim))
 
 
 def _of_product(node: ir.Node, channels: int) -> Fold | None:

@@ -54,11 +54,13 @@ class Migration:
             return
         assert group.fold is not None  # noqa: S101 - else there was nothing to choose
         rows = weight_rows([weights[name] for name in group.layers])
-        scale = migration_scale(choice.precision, choice.alpha, seen, rows)
+        heads = group.fold.heads
+        scale = migration_scale(choice.precision, choice.alpha, seen, rows, heads)
         self.rows.update(dict.fromkeys(group.layers, scale))
-        self.vectors.update(dict.fromkeys(group.fold.vectors, scale))
+        before = scale if heads is None else heads.columns(scale)
+        self.vectors.update(dict.fromkeys(group.fold.vectors, before))
         if group.fold.columns:
-            self.columns[group.fold.columns] = scale
+            self.columns[group.fold.columns] = before
 
     def applied(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """A stored tensor as it is behind the migration; float32 if that changes it."""

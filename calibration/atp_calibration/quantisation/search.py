@@ -59,12 +59,19 @@ def search(
     wide = [weight.astype(np.float32) for weight in weights]
     trial = _Trial.of(*seen.tokens(), wide)
     alphas = _alphas(group, options.precision)
+    heads = group.fold.heads if group.fold else None
+    rows = weight_rows(wide)
+    scales = {
+        alpha: migration_scale(options.precision, alpha, seen, rows, heads) for alpha in alphas
+    }
     candidates = (
-        candidate for alpha in alphas for candidate in _candidates(alpha, seen, trial, options)
+        candidate
+        for alpha, scale in scales.items()
+        for candidate in _candidates(alpha, scale, seen, trial, options)
     )
     best = min(candidates, key=lambda it: sum(it.errors))
     if options.precision != INT8:
-        best = _with_feedback(best, seen, wide, options)
+        best = _with_feedback(best, scales[best.alpha], seen, wide, options)
     errors = {name: float(e) for name, e in zip(group.layers, best.errors, strict=True)}
     return Choice(
         stage, group.layers, options.precision, best.alpha, best.method, best.threshold, errors
@@ -122,9 +129,8 @@ def _alphas(group: Group, precision: str) -> tuple[float | None, ...]:
 
 
 def _candidates(
-    alpha: float | None, seen: LayerInput, trial: _Trial, options: SearchOptions
+    alpha: float | None, scale: Float32, seen: LayerInput, trial: _Trial, options: SearchOptions
 ) -> Iterator[_Candidate]:
-    scale = migration_scale(options.precision, alpha, seen, weight_rows(trial.weights))
     rows = trial.rows / scale
     scaled = [weight * scale[:, None] for weight in trial.weights]
     if options.precision != INT8:
@@ -139,10 +145,13 @@ def _candidates(
 
 
 def _with_feedback(
-    plain: _Candidate, seen: LayerInput, weights: Sequence[Float32], options: SearchOptions
+    plain: _Candidate,
+    scale: Float32,
+    seen: LayerInput,
+    weights: Sequence[Float32],
+    options: SearchOptions,
 ) -> _Candidate:
     """The better of a candidate with and without error feedback, on tokens it did not see."""
-    scale = migration_scale(options.precision, plain.alpha, seen, weight_rows(weights))
     rounding = Int4Rounding(seen, scale, options.block_size)
     apart = rounding.measured
     if not apart.any():

@@ -18,7 +18,7 @@ from atp_runtime.decoder_results import PointResult
 from atp_runtime.errors import CheckFailedError
 from atp_runtime.manifest import Stage
 from atp_runtime.selection import BoolArray, SelectTokens
-from atp_runtime.tensor_names import cache_names
+from atp_runtime.tensor_names import PRESENT, cache_names
 
 SCOPE = "end to end"
 
@@ -118,7 +118,7 @@ def _survivors(point: PointResult, is_visual: BoolArray) -> Survivors:
 def _found(
     logits: Array, outputs: Outputs, scored: Mapping[int, Stage] | None = None
 ) -> dict[str, Array]:
-    present = {name: value for name, value in outputs.items() if name.startswith("present.")}
+    present = {name: value for name, value in outputs.items() if name.startswith(PRESENT)}
     scores = {
         _score_name(layer, name): outputs[f"{stage.name}:{name}"]
         for layer, stage in (scored or {}).items()

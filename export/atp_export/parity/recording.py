@@ -30,6 +30,7 @@ from atp_runtime.selection import (
     SelectTokens,
     VisualTokens,
 )
+from atp_runtime.tensor_names import PRESENT
 from atp_runtime.vision_stages import VisionStages
 
 Outputs = dict[str, Array]
@@ -61,7 +62,7 @@ class _RecordedStage(LoadedStage):
     def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         self._loaded.run(inputs, outputs)
         for name, array in outputs.items():
-            unique = name if name.startswith("present.") else f"{self._stage.name}:{name}"
+            unique = name if name.startswith(PRESENT) else f"{self._stage.name}:{name}"
             self._backend.outputs[unique] = np.array(self._backend.download(array))
 
     def close(self) -> None:

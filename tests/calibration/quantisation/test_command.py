@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from tests.calibration.one_dialect import one_dialect
 
 from atp_calibration.derived_bundle import deriving
 from atp_calibration.progress import Progress
@@ -60,18 +61,13 @@ def made(
     return out, quantise(two_dialects, out, samples, options)
 
 
-def in_dialect(path: Path, dialect: str) -> Bundle:
-    bundle = Bundle.open(path)
-    return Bundle(bundle.root, bundle.manifest.in_dialect(dialect))
-
-
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_stage_agrees_with_its_original(
     made: tuple[Path, QuantisationReport], two_dialects: Path, photos: list[Path], dialect: str
 ) -> None:
     path, report = made
-    backend = AgreementBackend(in_dialect(path, dialect), threads=1)
-    with Session(in_dialect(two_dialects, dialect), backend) as session:
+    backend = AgreementBackend(one_dialect(path, dialect), threads=1)
+    with Session(one_dialect(two_dialects, dialect), backend) as session:
         session.ask("Is it red?", photos[:1], GenerationOptions(max_new_tokens=3))
     assert backend.found.keys() == {row.name for row in report.stages}
     for agreement in backend.found.values():
@@ -192,8 +188,8 @@ def test_migration_alone_changes_nothing(
             assert not forms
             write_stage(new, stage, forms, migration, "migrated")
     for dialect in DIALECTS:
-        backend = AgreementBackend(in_dialect(tmp_path / "out", dialect), threads=1)
-        with Session(in_dialect(two_dialects, dialect), backend) as session:
+        backend = AgreementBackend(one_dialect(tmp_path / "out", dialect), threads=1)
+        with Session(one_dialect(two_dialects, dialect), backend) as session:
             session.ask("What is this?", photos[:1], GenerationOptions(max_new_tokens=2))
         assert backend.found.keys() == {"segment_0", "segment_1"}
         assert all(it.cosine > 1 - 1e-9 for it in backend.found.values())
@@ -229,7 +225,7 @@ def test_the_head_is_quantised_if_it_is_asked_for(
         kinds = [node.op_type for node in graph.graph.node]
         assert "Gemm" not in kinds
         assert kinds.count("MatMul") == 1
-        with Session(in_dialect(out, dialect), open_backend(threads=1)) as session:
+        with Session(one_dialect(out, dialect), open_backend(threads=1)) as session:
             answer = session.ask("Is it red?", photos[:1], GenerationOptions(max_new_tokens=3))
         assert answer.ids
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from atp_calibration.quantisation.groups import Fold, Group, find_groups
+from atp_calibration.quantisation.shared_heads import SharedHeads
 from atp_runtime.manifest import read_manifest
 
 LAYER = "model.language_model.layers.0."
@@ -49,8 +50,10 @@ def test_scales_go_into_norms_and_into_the_layer_before_a_gate(bundle: Path, dia
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_what_attention_mixed_has_no_place_for_a_scale(bundle: Path, dialect: str) -> None:
-    assert groups(bundle, "segment_0", dialect)[f"{LAYER}self_attn.o_proj.weight"].fold is None
+def test_scales_of_what_attention_mixed_go_into_the_values(bundle: Path, dialect: str) -> None:
+    """Four query heads of width 16 share two heads of values."""
+    found = groups(bundle, "segment_0", dialect)[f"{LAYER}self_attn.o_proj.weight"].fold
+    assert found == Fold((), f"{LAYER}self_attn.v_proj.weight", SharedHeads(2, 16))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -61,6 +64,9 @@ def test_a_towers_norms_take_scales_with_their_biases(bundle: Path, dialect: str
     expected = Fold((f"{norm}.weight", f"{norm}.bias"))
     assert found[f"{layer}self_attn.q_proj.weight"].fold == expected
     assert found[f"{layer}mlp.fc2.weight"].fold is None
+    values = f"{layer}self_attn.v_proj"
+    mixed = found[f"{layer}self_attn.out_proj.weight"].fold
+    assert mixed == Fold((f"{values}.bias",), f"{values}.weight", SharedHeads(1, 16))
 
 
 def test_a_norm_that_something_else_reads_takes_no_scale(two_dialects: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.calibration.one_dialect import one_dialect
 from transformers import LlavaForConditionalGeneration
 
 from atp_calibration.quantisation.ranges import RangeBackend
@@ -20,17 +21,12 @@ from atp_runtime.vision import VisionEncoder
 SHORT = GenerationOptions(max_new_tokens=2)
 
 
-def in_dialect(path: Path, dialect: str) -> Bundle:
-    bundle = Bundle.open(path)
-    return Bundle(bundle.root, bundle.manifest.in_dialect(dialect))
-
-
 @pytest.mark.parametrize("dialect", ["portable", "native"])
 def test_the_tower_is_seen_as_pytorch_sees_it(
     two_dialects: Path, tiny_checkpoint: Path, photos: list[Path], dialect: str
 ) -> None:
     backend = RangeBackend()
-    encoder = VisionEncoder(in_dialect(two_dialects, dialect), backend)
+    encoder = VisionEncoder(one_dialect(two_dialects, dialect), backend)
     shown = [encoder.read(photo) for photo in photos]
     for photo in shown:
         encoder.encode(photo)
@@ -58,7 +54,7 @@ def test_both_dialects_see_the_same(two_dialects: Path, photos: list[Path]) -> N
     found = []
     for dialect in ("portable", "native"):
         backend = RangeBackend()
-        with Session(in_dialect(two_dialects, dialect), backend) as session:
+        with Session(one_dialect(two_dialects, dialect), backend) as session:
             session.ask("What is this?", images=photos[:1], options=SHORT)
         found.append(backend.ranges)
     portable, native = found
