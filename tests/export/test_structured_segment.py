@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,73 +12,28 @@ import pytest
 from onnx import numpy_helper
 from tests.export.command_line import Run
 from tests.export.exporting import parity
+from tests.export.structures import ALL, exported, misses
 
 from atp_export.check.lint import lint
 from atp_export.engines.options import EngineOptions
 from atp_export.engines.profiles import stage_profiles
 from atp_export.engines.samples import moments, sample_inputs
-from atp_export.job import ExportJob, ExportOptions, prepare_job
-from atp_export.manifest_writer import write_manifest
-from atp_export.parity import ParityReport, run_parity
+from atp_export.job import ExportJob
+from atp_export.parity import run_parity
 from atp_export.parity.recording import BundleRun, keep_all
 from atp_export.parity.samples import image_prompt
-from atp_export.progress import QuietReporter
-from atp_export.stage_writer import StageWriter
 from atp_export.structured_segment import head_order, weight_parts
-from atp_export.workspace import Workspace
 from atp_models.random_checkpoint import write_random_checkpoint
 from atp_models.random_configs import tiny_config
 from atp_runtime.bundle import Bundle
 from atp_runtime.chunk import Chunk
-from atp_runtime.errors import InputError
 from atp_runtime.image_tokens import Places
 from atp_runtime.manifest import Stage
 from atp_runtime.selection import Selectors
 from atp_runtime.statistics import run_flops
-from atp_runtime.structure import Structure
 from atp_runtime.structure_rows import Blocks, StructureRows
 from atp_runtime.tensor_names import cache_names
 from atp_runtime.workspace import Scorer
-
-MakeJob = Callable[..., ExportJob]
-HEADS = ["0110", "1010", "0110", "1111"]
-ALL = {"window": 3, "heads": HEADS, "ffn_ratio": 2, "cut_layer": 3}
-KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "window": ({"image_size": 48}, {"structure": {"window": 5}}),
-    "no neighbours": ({}, {"structure": {"window": 1}}),
-    "heads": ({}, {"structure": {"heads": [*HEADS[:3], "0000"]}}),
-    "feed-forward": ({}, {"structure": {"ffn_ratio": 4}}),
-    "cut": ({}, {"structure": {"cut_layer": 2}}),
-    "grouped-query": (
-        {"kv_heads": 2},
-        {"structure": {**ALL, "heads": ["1100", "0011", "1111", "0000"]}},
-    ),
-    "biases": ({"attention_bias": True, "mlp_bias": True}, {"structure": ALL}),
-    "class token": ({"vision": "dinov2", "strategy": "full"}, {"structure": ALL}),
-    "no heads before the cut": ({}, {"structure": {"heads": ["0000"] * 4, "cut_layer": 1}}),
-    "masked": ({}, {"structure": {**ALL, "mode": "masked"}}),
-    "masked, biases": (
-        {"kv_heads": 2, "attention_bias": True, "mlp_bias": True},
-        {"structure": {"heads": ["1100", "0011", "1111", "0000"], "mode": "masked"}},
-    ),
-    "last row": ({}, {"policy": "fastv", "layer": 1, "structure": ALL}),
-}
-
-
-def exported(checkpoint: Path, bundle: Path, config: dict[str, Any], **options: Any) -> ExportJob:
-    """Exports a checkpoint with that `pruning_config.json`, unchecked."""
-    (checkpoint / "pruning_config.json").write_text(json.dumps(config))
-    chosen = ExportOptions(**{"precision": "fp32", "dialect": "portable", **options})
-    job = prepare_job(checkpoint, bundle, chosen)
-    with Workspace(bundle, job.key()).open() as workspace:
-        StageWriter(job, workspace, QuietReporter()).write_all()
-        write_manifest(job, workspace)
-        workspace.publish()
-    return job
-
-
-def misses(report: ParityReport) -> list[Any]:
-    return [m for check in report.checks for m in check.measures if not m.passed]
 
 
 @pytest.fixture(scope="module")
@@ -139,39 +91,6 @@ def test_fast_and_masked_agree_before_the_cut(combined: ExportJob, masked: Expor
         for kind in ("key", "value"):
             name = f"present.{layer}.{kind}"
             np.testing.assert_allclose(fast[name], hidden[name], atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_computes_what_the_simulation_does(tmp_path: Path, kind: str) -> None:
-    config, pruning = KINDS[kind]
-    write_random_checkpoint(tmp_path / "checkpoint", tiny_config(**config))
-
-    job = exported(tmp_path / "checkpoint", tmp_path / "bundle", pruning)
-
-    for mode in ("full", "sampled"):
-        assert misses(parity(job, mode)) == []
-
-
-@pytest.mark.slow
-def test_the_native_dialect_computes_what_the_simulation_does(tmp_path: Path) -> None:
-    write_random_checkpoint(tmp_path / "checkpoint", tiny_config())
-    config = {"layers": [2], "structure": {**ALL, "heads": ["1111", "0110", "1010", "0000"]}}
-
-    job = exported(tmp_path / "checkpoint", tmp_path / "bundle", config, dialect="native")
-
-    assert misses(parity(job, "full")) == []
-
-
-@pytest.mark.slow
-def test_fp16_computes_what_the_simulation_does(tmp_path: Path) -> None:
-    write_random_checkpoint(tmp_path / "checkpoint", tiny_config())
-
-    job = exported(
-        tmp_path / "checkpoint", tmp_path / "bundle", {"structure": ALL}, precision="fp16"
-    )
-
-    assert misses(parity(job, "full")) == []
 
 
 def test_visual_tokens_and_their_keys_are_gone_from_the_cut_on(combined: ExportJob) -> None:
@@ -324,46 +243,6 @@ def test_head_orders_are_stored_as_numbers_and_not_as_weights(combined: ExportJo
     assert [1, 2, 0, 3] in orders
 
 
-def test_the_policy_gives_the_papers_structure_unless_told(make_job: MakeJob) -> None:
-    plan = make_job(policy="yopo").plan
-
-    assert plan.structure == Structure(window=5, ffn_ratio=2, cut_layer=2)
-    assert [segment.pruning.rule for segment in plan.segments if segment.pruning] == ["keep_none"]
-    never = make_job(policy="yopo", settings={"cut_layer": 4, "window": None}).plan
-    assert never.structure == Structure(ffn_ratio=2)
-    assert len(never.segments) == 1
-
-
-def test_the_policy_takes_heads_from_a_file_beside_the_checkpoint(
-    make_job: MakeJob, own_checkpoint: Path
-) -> None:
-    kept = np.ones((4, 4), dtype=bool)
-    kept[1, :2] = False
-    np.save(own_checkpoint / "heads.npy", kept)
-
-    plan = make_job(own_checkpoint, policy="yopo", settings={"heads": "heads.npy"}).plan
-
-    assert plan.structure is not None
-    assert plan.structure.heads == ("1111", "0011", "1111", "1111")
-
-
-def test_a_dry_run_prints_both_countings(own_checkpoint: Path, run: Run) -> None:
-    words = ("--dry-run", "--policy", "yopo", "--set", "ffn_ratio=4")
-
-    shown = run(own_checkpoint, own_checkpoint.parent / "bundle", *words)
-
-    assert shown.code == 0
-    lines = [line for line in shown.out.splitlines() if line.startswith("FLOPs")]
-    # Half of the layers: 4 d^2 + 3 d m / 4 of 4 d^2 + 3 d m, and 25 of 16 keys, that is all.
-    d, m, n = 64, 128, 16
-    spared = 2 * n * (4 * d * d + 3 * d * m / 4) + 4 * n * n * d
-    whole = 2 * n * (4 * d * d + 3 * d * m) + 4 * n * n * d
-    assert f"({50 * spared / whole:.1f} %)" in lines[0]
-    assert len(lines) == 2
-    document = json.loads(run(own_checkpoint, "nowhere", *words, "--json").out)
-    assert document["structure_flops"]["formula"] == pytest.approx(2 * spared)
-
-
 def test_a_bundle_is_verified_against_its_checkpoint(combined: ExportJob, run: Run) -> None:
     words = ("verify", combined.bundle, "--checkpoint", combined.checkpoint.path)
 
@@ -371,37 +250,6 @@ def test_a_bundle_is_verified_against_its_checkpoint(combined: ExportJob, run: R
 
     assert shown.code == 0, shown.err
     assert "PyTorch's simulation" in shown.out
-
-
-def test_dense_leaves_a_stored_structure_out(make_job: MakeJob, own_checkpoint: Path) -> None:
-    (own_checkpoint / "pruning_config.json").write_text('{"structure": {"window": 3}}')
-
-    assert make_job(own_checkpoint).plan.structure == Structure(window=3)
-    assert make_job(own_checkpoint, dense=True).plan.structure is None
-
-
-def test_a_structure_changes_the_key(make_job: MakeJob) -> None:
-    settings: tuple[dict[str, Any], ...] = ({}, {"window": 3}, {"ffn_ratio": 4}, {"cut_layer": 3})
-    jobs = [make_job(policy="yopo", settings=chosen) for chosen in settings]
-    assert len({job.key() for job in jobs}) == len(jobs)
-
-
-@pytest.mark.parametrize(
-    ("config", "complaint"),
-    [
-        ({"layers": [3], "structure": {"cut_layer": 2}}, "pruning before layer 3 with cut_layer 2"),
-        ({"structure": {"cut_layer": 9}}, "cut_layer 9"),
-        ({"layers": [2], "structure": {"mode": "masked"}}, "layer 2 with the mode 'masked'"),
-        ({"layers": [2], "structure": {"heads": ["0000"] * 4}}, "no heads kept in the layer"),
-    ],
-)
-def test_structures_that_contradict_the_rest_are_refused(
-    make_job: MakeJob, own_checkpoint: Path, config: dict[str, Any], complaint: str
-) -> None:
-    (own_checkpoint / "pruning_config.json").write_text(json.dumps(config))
-
-    with pytest.raises(InputError, match=complaint):
-        make_job(own_checkpoint)
 
 
 def test_a_damaged_value_is_found(combined: ExportJob, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tests.export import exporting
 from tests.export.exporting import checkpoints, parity
-from tests.export.test_vision_policies import squares
+from tests.export.vision_graphs import squares
 from transformers import LlavaForConditionalGeneration
 
 from atp_calibration.quantisation.linear_layers import PARTS, linear_layers

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.runtime.forced_selection import keep_all
 from transformers import LlavaForConditionalGeneration
 
 from atp_models.random_configs import tiny_config
@@ -21,12 +22,6 @@ from atp_runtime.vision import VisionEncoder
 IMAGE, FEATURES = 504, 16
 TEXT = list(range(20, 60))
 PHOTO = [IMAGE] * FEATURES
-
-
-def keep_all(
-    _point: PruningPoint, _self: np.ndarray, _cross: np.ndarray, _text: bool, visual: VisualTokens
-) -> Selection:
-    return Selection(np.ones(len(visual), dtype=np.bool_))
 
 
 def keep_every_second(

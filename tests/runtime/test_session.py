@@ -1,34 +1,25 @@
-import shutil
+"""What a session answers and prunes, against the library that defines the model."""
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.runtime.forced_selection import keep_all
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from atp_runtime.chat import ChatTemplate
-from atp_runtime.conversation import Conversation
-from atp_runtime.errors import CheckFailedError, InputError, MachineError
-from atp_runtime.generation import GeneratedText, GenerationOptions, generate
+from atp_runtime.generation import GenerationOptions
 from atp_runtime.jinja_sandbox import CompiledTemplate
-from atp_runtime.manifest import dump_manifest, read_manifest
 from atp_runtime.prompt import PromptWriter
-from atp_runtime.pruning_point import PruningPoint
 from atp_runtime.sampling import SamplingOptions
-from atp_runtime.selection import Selection, VisualTokens
 from atp_runtime.session import Session
 
 SHORT = GenerationOptions(max_new_tokens=12)
-
-
-def keep_all(
-    _point: PruningPoint, _self: np.ndarray, _cross: np.ndarray, _text: bool, visual: VisualTokens
-) -> Selection:
-    return Selection(np.ones(len(visual), dtype=np.bool_))
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +202,24 @@ def test_photos_may_be_files_pillow_images_or_read_before(
     assert len(set(answers)) == 1
 
 
+def test_earlier_photos_are_run_again_when_the_template_rewrites_their_turn(
+    unpruned: Session, transformers: Transformers, photos: list[Path]
+) -> None:
+    conversation = unpruned.conversation()
+    with template(unpruned, MARKS_SECOND_QUESTION_WHILE_IT_IS_THE_LAST):
+        conversation.ask("What is this?", photos[:1], SHORT)
+        second = conversation.ask("And this?", photos[1:2], SHORT)
+        third = conversation.ask("And this?", photos[2:], SHORT)
+        writer = unpruned.model.writer
+        draft = writer.draft(conversation._transcript.messages[:-1])
+        ids = writer.ids(draft, [16, 16, 16])
+    assert second.statistics.visual_tokens == 16
+    assert third.statistics.visual_tokens == 32
+    assert 16 < third.statistics.reused_tokens == second.statistics.reused_tokens
+    assert set(third.chunk.image.tolist()) == {-1, 1, 2}
+    assert list(third.ids) == transformers.continue_ids(ids, photos, 12)
+
+
 # What is pruned
 
 
@@ -251,200 +260,3 @@ def test_nothing_is_said_about_pruning_when_a_turn_has_no_image(
     assert answer.statistics.points == ()
     assert answer.statistics.mean_visual_tokens is None
     assert len(answer.photos) == 1
-
-
-# What goes wrong
-
-
-@pytest.mark.parametrize("after", [1, 4])
-def test_conversation_goes_on_as_if_nothing_was_when_an_answer_is_interrupted(
-    session: Session, photos: list[Path], after: int
-) -> None:
-    def converse(*, interrupted: bool) -> list[tuple[int, ...]]:
-        conversation = session.conversation()
-        answers = [conversation.ask("What is this?", photos[:1], SHORT)]
-        if interrupted:
-            interrupt(conversation, "Never mind", photos[1:2], after)
-        answers.append(conversation.ask("Why?", photos[2:], SHORT))
-        answers.append(conversation.ask("So?", (), SHORT))
-        assert [photo.image.size for photo in answers[-1].photos] == [(64, 48), (32, 32)]
-        return [answer.ids for answer in answers]
-
-    assert converse(interrupted=True) == converse(interrupted=False)
-
-
-def interrupt(conversation: Conversation, question: str, shown: list[Path], after: int) -> None:
-    pieces: list[str] = []
-
-    def show(piece: str) -> None:
-        pieces.append(piece)
-        if len(pieces) == after:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        conversation.ask(question, shown, SHORT, show)
-
-
-def test_other_photo_is_looked_at_when_the_same_prompt_was_interrupted_with_one(
-    session: Session, photos: list[Path]
-) -> None:
-    # But for the photo, this prompt begins with all of the interrupted one.
-    longer = "What? ASSISTANT: x"
-    expected = session.ask(longer, photos[1:2], SHORT)
-    conversation = session.conversation()
-    interrupt(conversation, "What?", photos[:1], 1)
-    answer = conversation.ask(longer, photos[1:2], SHORT)
-    assert answer.statistics.reused_tokens == 0
-    assert answer.ids == expected.ids
-
-
-def test_earlier_photos_are_run_again_when_the_template_rewrites_their_turn(
-    unpruned: Session, transformers: Transformers, photos: list[Path]
-) -> None:
-    conversation = unpruned.conversation()
-    with template(unpruned, MARKS_SECOND_QUESTION_WHILE_IT_IS_THE_LAST):
-        conversation.ask("What is this?", photos[:1], SHORT)
-        second = conversation.ask("And this?", photos[1:2], SHORT)
-        third = conversation.ask("And this?", photos[2:], SHORT)
-        writer = unpruned.model.writer
-        draft = writer.draft(conversation._transcript.messages[:-1])
-        ids = writer.ids(draft, [16, 16, 16])
-    assert second.statistics.visual_tokens == 16
-    assert third.statistics.visual_tokens == 32
-    assert 16 < third.statistics.reused_tokens == second.statistics.reused_tokens
-    assert set(third.chunk.image.tolist()) == {-1, 1, 2}
-    assert list(third.ids) == transformers.continue_ids(ids, photos, 12)
-
-
-@pytest.mark.parametrize("error", [CheckFailedError, MachineError, KeyboardInterrupt])
-def test_conversation_goes_on_when_a_prefill_fails(
-    session: Session, photos: list[Path], error: type[BaseException]
-) -> None:
-    own = session.model.select
-
-    def failing(point: PruningPoint, *rest: object) -> Selection:
-        if point.before_layer == 2:
-            raise error("no", why="no.", fix="no.") if error is not KeyboardInterrupt else error
-        return own(point, *rest)
-
-    def converse(*, failed: bool) -> tuple[int, ...]:
-        conversation = session.conversation()
-        conversation.ask("What is this?", photos[:1], SHORT)
-        if failed:
-            session.model.select = failing
-            with pytest.raises(error):
-                conversation.ask("Never mind", photos[1:2], SHORT)
-            session.model.select = own
-        return conversation.ask("Why?", photos[2:], SHORT).ids
-
-    assert converse(failed=True) == converse(failed=False)
-
-
-@pytest.mark.parametrize("question", ["", "  \n"])
-def test_question_is_refused_when_it_is_empty(session: Session, question: str) -> None:
-    with pytest.raises(InputError, match="the question is empty"):
-        session.ask(question)
-
-
-def test_placeholder_is_refused_when_it_is_typed(session: Session, photos: list[Path]) -> None:
-    with pytest.raises(InputError, match="the question contains <image>"):
-        session.ask("<image>\nWhat is this?", photos[:1])
-    with pytest.raises(InputError, match="the system prompt contains <image>"):
-        session.conversation("You see <image>.")
-
-
-def test_conversation_goes_on_when_the_model_itself_says_the_placeholder(
-    session: Session, photos: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def says_placeholder(*arguments: object) -> GeneratedText:
-        return replace(generate(*arguments), text="That is an <image>.")
-
-    conversation = session.conversation()
-    with monkeypatch.context() as patched:
-        patched.setattr("atp_runtime.conversation.generate", says_placeholder)
-        assert conversation.ask("What?", photos[:1], SHORT).text == "That is an <image>."
-    assert conversation.ask("Why?", (), SHORT).statistics.visual_tokens == 0
-
-
-def test_missing_photo_is_refused_and_the_conversation_goes_on(
-    session: Session, photos: list[Path]
-) -> None:
-    conversation = session.conversation()
-    conversation.ask("What is this?", photos[:1], SHORT)
-    with pytest.raises(InputError, match="does not exist"):
-        conversation.ask("And this?", [photos[1], "missing.png"], SHORT)
-    assert len(conversation.ask("Why?", (), SHORT).photos) == 1
-
-
-def test_single_photo_is_refused_when_it_is_not_in_a_list(
-    session: Session, photos: list[Path]
-) -> None:
-    with pytest.raises(InputError, match=r"images=\[photo\]"):
-        session.ask("What is this?", str(photos[0]))
-
-
-def test_conversation_is_refused_when_another_has_begun(session: Session) -> None:
-    first = session.conversation()
-    session.conversation()
-    with pytest.raises(InputError, match="this conversation has ended"):
-        first.ask("hello")
-
-
-def test_session_is_refused_when_it_is_closed(tiny_bundle: Path) -> None:
-    with Session.open(tiny_bundle, threads=1) as session:
-        conversation = session.conversation()
-    with pytest.raises(InputError, match="this conversation has ended"):
-        conversation.ask("hello")
-    with pytest.raises(InputError, match="the session is closed"):
-        session.ask("hello")
-
-
-# Where the model's positions end
-
-
-@pytest.fixture(scope="module")
-def narrow(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    """A model of 60 positions."""
-    root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("narrow") / "bundle"))
-    manifest = read_manifest(root)
-    text = replace(manifest.text, max_positions=60)
-    (root / "manifest.json").write_text(dump_manifest(replace(manifest, text=text)))
-    with Session.open(root, threads=1) as session:
-        yield session
-
-
-def question_of(session: Session, tokens: int) -> str:
-    """A question whose prompt with one photo has so many tokens."""
-    for words in range(tokens):
-        question = "?" * words
-        messages = session.conversation()._transcript.add("user", question, 1).messages
-        if len(session.model.writer.draft(messages)) + 15 == tokens:
-            return question
-    raise AssertionError("no such question")
-
-
-@pytest.mark.parametrize(("prompt", "answer"), [(58, 3), (59, 2), (60, 1)])
-def test_answer_ends_where_the_positions_do(
-    narrow: Session, photos: list[Path], prompt: int, answer: int
-) -> None:
-    found = narrow.ask(question_of(narrow, prompt), photos[:1], GenerationOptions(100))
-    assert found.statistics.prompt_tokens == prompt
-    assert (len(found.ids), found.finish_reason) == (answer, "context")
-
-
-def test_prompt_is_refused_with_its_length_when_it_exceeds_the_positions(
-    narrow: Session, photos: list[Path]
-) -> None:
-    question = question_of(narrow, 60) + "?"
-    with pytest.raises(InputError, match="the prompt has 61 tokens, 16 of them for 1 image"):
-        narrow.ask(question, photos[:1])
-
-
-def test_conversation_can_be_continued_with_less_when_a_turn_was_too_long(
-    narrow: Session, photos: list[Path]
-) -> None:
-    conversation = narrow.conversation()
-    conversation.ask("?", photos[:1], GenerationOptions(1))
-    with pytest.raises(InputError, match="model has 60 positions"):
-        conversation.ask("?" * 60)
-    assert conversation.ask("?", (), GenerationOptions(1)).statistics.reused_tokens >= 16

@@ -53,6 +53,12 @@ def load(checkpoint: Path, attention: str = PACKED) -> LlavaForConditionalGenera
 
 
 @pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Conversations about twelve pictures."""
+    return write_conversations(tmp_path / "data")
+
+
+@pytest.fixture
 def grid() -> PatchGrid:
     return PatchGrid.of((SIDE, SIDE))
 

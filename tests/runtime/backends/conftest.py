@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.runtime.backends.host_engines import write_engines
+from tests.runtime.backends.tensorrt_bench import Bench
 
 
 @pytest.fixture
@@ -12,6 +13,11 @@ def built(own_bundle: Path) -> Path:
     """The hand-made bundle, for a test that changes it, with engines for up to 64 tokens."""
     write_engines(own_bundle)
     return own_bundle
+
+
+@pytest.fixture
+def bench(built: Path) -> Bench:
+    return Bench.of(built)
 
 
 @pytest.fixture(scope="session")

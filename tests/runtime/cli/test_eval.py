@@ -4,10 +4,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.runtime.cli.command_line import Outcome
 
 from atp_runtime.cli import eval as atp_eval_module
 from atp_runtime.cli.eval import main
@@ -15,19 +15,6 @@ from atp_runtime.evaluation.formats.registry import FORMATS
 from atp_runtime.evaluation.pruning_choice import RULES
 
 SHORT = ("--max-new-tokens", "4", "--threads", "1")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, object]:
-        return json.loads(self.out)
-
-
 AtpEval = Callable[..., Outcome]
 
 

@@ -17,11 +17,6 @@ TOKENS = 4
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "atp.sock"
-
-
-@pytest.fixture
 def server(tiny_bundle: Path, path: Path) -> Iterator[subprocess.Popen[str]]:
     """A server that has loaded its bundle."""
     words = [str(tiny_bundle), "--listen", str(path), "--max-new-tokens", str(TOKENS)]

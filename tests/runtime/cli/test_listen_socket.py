@@ -16,11 +16,6 @@ from atp_runtime.errors import InputError
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "atp.sock"
-
-
-@pytest.fixture
 def dead(path: Path) -> Iterator[Path]:
     """The socket of a server that was killed."""
     with socket.socket(socket.AF_UNIX) as killed:

@@ -1,82 +1,21 @@
-import io
-import json
-import os
+"""`atp-run` with one question."""
+
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.runtime.cli.command_line import SHORT, AtpRun, images_of
 
 from atp_models.random_configs import tiny_config
 from atp_runtime.backends import BACKENDS
 from atp_runtime.cli import backend_options
-from atp_runtime.cli.run import main
 from atp_runtime.generation import GenerationOptions
 from atp_runtime.sampling import SamplingOptions
-from atp_runtime.session import Session
 
-SHORT = ("--max-new-tokens", "8", "--threads", "1")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, object]:
-        return json.loads(self.out)
-
-
-AtpRun = Callable[..., Outcome]
-
-
-@pytest.fixture
-def atp_run(
-    tiny_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> AtpRun:
-    """Runs the command in this process, on the tiny bundle unless another is given."""
-
-    def run(*words: object, bundle: Path = tiny_bundle, stdin: bytes = b"") -> Outcome:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        code = main([str(bundle), *map(str, words)])
-        return Outcome(code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def asked(tiny_bundle: Path) -> Callable[..., str]:
-    """What the Python interface answers, in 8 tokens unless options say otherwise."""
-
-    def ask(
-        questions: Sequence[str],
-        photos: Sequence[Path] = (),
-        options: GenerationOptions | None = None,
-        system: str | None = None,
-    ) -> list[str]:
-        with Session.open(tiny_bundle, threads=1) as session:
-            conversation, texts = session.conversation(system), []
-            for number, question in enumerate(questions):
-                images = photos if number == 0 else ()
-                chosen = options or GenerationOptions(8)
-                texts.append(conversation.ask(question, images, chosen).text)
-        return texts
-
-    return ask
-
-
-def images_of(photos: Sequence[Path]) -> list[object]:
-    return [word for photo in photos for word in ("--image", photo)]
-
-
-# One question
+# Answers
 
 
 @pytest.mark.parametrize("images", [0, 1, 2])
@@ -218,65 +157,6 @@ def test_picture_is_refused_when_there_is_nothing_to_draw(
     assert "this bundle does not prune" in ran.err
 
 
-# Chat
-
-
-def test_chat_answers_each_line_knowing_those_before(
-    atp_run: AtpRun, asked: Callable[..., list[str]], photos: list[Path]
-) -> None:
-    ran = atp_run("--chat", "--image", photos[0], *SHORT, stdin=b"What?\n\n  Why? \nSo?")
-    answers = asked(["What?", "Why?", "So?"], photos[:1])
-    assert (ran.code, ran.out) == (0, "".join(f"{answer}\n" for answer in answers))
-    assert ran.err.count("note: The pruning modules are untrained") == 1
-
-
-def test_chat_goes_on_and_keeps_its_photos_when_a_question_fails(
-    atp_run: AtpRun, asked: Callable[..., list[str]], photos: list[Path]
-) -> None:
-    too_long = b"?" * 4000
-    stdin = b"\n".join([too_long, b"<image>", b"caf\xe9", b"What?", b"Why?"])
-    ran = atp_run("--chat", "--image", photos[0], *SHORT, "--quiet", stdin=stdin)
-    answers = asked(["What?", "Why?"], photos[:1])
-    assert (ran.code, ran.out) == (2, "".join(f"{answer}\n" for answer in answers))
-    assert re.findall(r"atp-run: (the \w+ \w+)", ran.err) == [
-        "the prompt has",
-        "the question contains",
-        "the text has",
-    ]
-
-
-def test_chat_is_one_document_when_json_is_wanted(
-    atp_run: AtpRun, asked: Callable[..., list[str]], photos: list[Path]
-) -> None:
-    ran = atp_run("--chat", "--image", photos[0], *SHORT, "--json", stdin=b"What?\n<image>\nWhy?\n")
-    turns = ran.document["turns"]
-    assert ran.code == 2
-    assert [turn["question"] for turn in turns] == ["What?", "<image>", "Why?"]
-    assert turns[1]["error"]["exit_code"] == 2
-    answers = asked(["What?", "Why?"], photos[:1])
-    assert [turn["answer"] for turn in turns if "answer" in turn] == answers
-
-
-def test_chat_says_nothing_when_nothing_is_asked(atp_run: AtpRun) -> None:
-    assert atp_run("--chat", *SHORT) == Outcome(0, "", "")
-
-
-def test_chat_draws_only_the_turn_with_the_photos(
-    atp_run: AtpRun, photos: list[Path], tmp_path: Path
-) -> None:
-    words = ("--chat", "--image", photos[0], *SHORT, "--show-pruning", tmp_path / "p.png")
-    ran = atp_run(*words, "--json", stdin=b"What?\nWhy?\n")
-    pictures = [turn["pictures"] for turn in ran.document["turns"]]
-    assert pictures == [[str(tmp_path / "p.png")], []]
-
-
-def test_chat_ends_at_once_when_a_photo_is_damaged(atp_run: AtpRun, tmp_path: Path) -> None:
-    (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\nxxxx")
-    ran = atp_run("--chat", "--image", tmp_path / "damaged.png", *SHORT, stdin=b"What?\n")
-    assert (ran.code, ran.out) == (2, "")
-    assert "damaged.png" in ran.err
-
-
 # What is refused
 
 
@@ -338,67 +218,3 @@ def test_bundle_is_refused_when_there_is_none(atp_run: AtpRun, tmp_path: Path) -
     ran = atp_run("What?", bundle=tmp_path / "nowhere")
     assert (ran.code, ran.out) == (2, "")
     assert "nowhere: no such directory" in ran.err
-
-
-# What only a process of its own shows
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-
-
-LOADED_BY_HELP = """
-import json, sys
-from atp_runtime.cli.run import main
-try:
-    main(["--help"])
-finally:
-    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
-"""
-
-
-def test_help_is_printed_without_loading_what_the_work_needs() -> None:
-    words = [sys.executable, "-c", LOADED_BY_HELP]
-    run = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
-    loaded = {name.split(".")[0] for name in json.loads(run.stderr)}
-    assert "--show-pruning" in run.stdout
-    assert not loaded & {"numpy", "onnxruntime", "PIL", "tokenizers", "safetensors", "jinja2"}
-
-
-def start(*words: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "atp_runtime.cli.run", *map(str, words)],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def test_answer_streams_and_ends_with_130_when_ctrl_c_comes(tiny_bundle: Path) -> None:
-    with start(tiny_bundle, "What?", "--max-new-tokens", "2000", "--threads", "1") as process:
-        assert process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"atp-run: interrupted" in err
-    assert b"Traceback" not in err
-
-
-def test_chat_ends_with_130_when_ctrl_c_comes_between_questions(tiny_bundle: Path) -> None:
-    with start(tiny_bundle, "--chat", *SHORT) as process:
-        process.stdin.write(b"What?\n")
-        process.stdin.flush()
-        assert process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"Traceback" not in err
-
-
-def test_answer_ends_quietly_when_its_reader_goes_away(tiny_bundle: Path) -> None:
-    with start(tiny_bundle, "What?", "--max-new-tokens", "2000", "--quiet") as process:
-        assert process.stdout.read(1)
-        process.stdout.close()
-        err = process.stderr.read()
-    assert (process.returncode, err) == (0, b"")
