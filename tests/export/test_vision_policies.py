@@ -146,6 +146,7 @@ def test_a_policy_that_asks_a_layer_is_refused_where_none_is_computed(
         make_job(tower("no layer"), policy="fastervlm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["portable", "native"])
 def test_no_policy_makes_a_matrix_of_all_pairs_of_patches(tmp_path: Path, dialect: str) -> None:
     # 36 patches: no other axis of this tower is as long.
