@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tests.runtime.selection_prompts import SHAPES
 
 from atp_runtime.atp import (
     FEATURES,
@@ -27,18 +28,10 @@ from atp_runtime.errors import InputError
 def tensors(points: int = 1) -> dict[str, np.ndarray]:
     """The file's contents as the format describes them."""
     random = np.random.default_rng(0)
-    shapes = {
-        "shared.weight": (32, 16),
-        "shared.bias": (32,),
-        "redundancy.weight": (1, 32),
-        "redundancy.bias": (1,),
-        "spatial.weight": (1, 32),
-        "spatial.bias": (1,),
-    }
     return {
         f"points.{point}.{name}": random.normal(size=shape).astype(np.float32)
         for point in range(points)
-        for name, shape in shapes.items()
+        for name, shape in SHAPES.items()
     }
 
 

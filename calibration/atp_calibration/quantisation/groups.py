@@ -29,7 +29,7 @@ class Fold:
     Attributes:
         vectors: Initialisers [in]: a norm's weight and bias, or the bias of `columns`.
         columns: The weight [..., in] of the linear layer before, or None.
-        heads: How the channels come from those columns, if not one from each.
+        heads: How the channels come from those columns, if they are the values of attention.
     """
 
     vectors: tuple[str, ...]
@@ -65,8 +65,9 @@ def find_groups(model: ir.Model, parts: frozenset[str] | None = None) -> tuple[G
         parts: See `linear_layers`.
     """
     readers: dict[ir.Value, list[LinearLayer]] = {}
-    named = {layer.name: layer for layer in linear_layers(model, parts)}
+    named: dict[str, LinearLayer] = {}
     for layer in linear_layers(model, parts):
+        named[layer.name] = layer
         readers.setdefault(layer.activation, []).append(layer)
     return tuple(
         Group(
@@ -110,17 +111,20 @@ def _of_values(values: LinearLayer, channels: int) -> Fold | None:
     """The columns of v, if they become heads at once; query heads may share them."""
     assert values.weight.shape is not None  # noqa: S101 - an initialiser
     width = int(values.weight.shape[1])
-    value = values.node.outputs[0]
-    use = next(iter(value.uses())).node
+    value, use = _first_use(values.node)
     if use.op_type == "Add":  # a bias
-        value = use.outputs[0]
-        use = next(iter(value.uses())).node
+        value, use = _first_use(use)
     shape = use.inputs[1] if use.op_type == "Reshape" else None
     found = _of_layer(value, width)
     if found is None or shape is None or shape.const_value is None:
         return None
     head_dim = int(shape.const_value.numpy()[-1])
     return replace(found, heads=SharedHeads(channels // width, head_dim))
+
+
+def _first_use(node: ir.Node) -> tuple[ir.Value, ir.Node]:
+    value = node.outputs[0]
+    return value, next(iter(value.uses())).node
 
 
 def _of_product(node: ir.Node, channels: int) -> Fold | None:
