@@ -97,14 +97,18 @@ def fit_budget(
         score_name=work.score_name,
         curve=curve,
     )
-    new.add_report(REPORT, json.dumps(to_json(report), indent=2) + "\n")
-    if curve:
-        new.add_report(CURVE_TABLE, curve_csv(curve))
-        title = f"{new.source.root.name}: {report.score_name} against budget"
-        save_picture(draw_curve(curve, title, report.score_name), new.root / CURVE_PICTURE)
+    _file(new, report)
     if stream:
         print(*report_lines(report), sep="\n", file=stream, flush=True)
     return report
+
+
+def _file(new: DerivedBundle, report: BudgetReport) -> None:
+    new.add_report(REPORT, json.dumps(to_json(report), indent=2) + "\n")
+    if report.curve:
+        new.add_report(CURVE_TABLE, curve_csv(report.curve))
+        title = f"{new.source.root.name}: {report.score_name} against budget"
+        save_picture(draw_curve(report.curve, title, report.score_name), new.root / CURVE_PICTURE)
 
 
 class _Work:
